@@ -1,0 +1,143 @@
+"""`isthmus-agent`: run the agent of a node, and see how it does."""
+
+import asyncio
+import inspect
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO, cast
+
+import structlog
+import typer
+from pydantic import ValidationError
+
+from agent.errors import AgentError
+from agent.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="The agent of an Isthmus node: keeps one Envoy as the control plane wants it."
+)
+
+
+def _with_options(*names: str) -> Callable[[Callable[[Settings], None]], Callable[..., None]]:
+    """A command that takes these settings as options; one that is not given leaves it to the environment."""
+
+    def decorate(command: Callable[[Settings], None]) -> Callable[..., None]:
+        def with_options(**given: str | None) -> None:
+            command(_settings({name: value for name, value in given.items() if value is not None}))
+
+        parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name)) for name in names]
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer looks for
+        with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
+        return with_options
+
+    return decorate
+
+
+def _option(name: str) -> Any:
+    help_ = f"{Settings.model_fields[name].description} [AGENT_{name.upper()}]"
+    return Annotated[str | None, typer.Option(f"--{name.replace('_', '-')}", help=help_, show_default=False)]
+
+
+def _settings(given: dict[str, str]) -> Settings:
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic parses the text
+    except ValidationError as error:
+        _fail("; ".join(f"{'.'.join(str(part) for part in it['loc'])}: {it['msg']}" for it in error.errors(include_input=False)))
+
+
+@app.command()
+@_with_options(*Settings.model_fields)
+def run(settings: Settings) -> None:
+    """Register this node if it is new, then serve: follow the control plane, drive Envoy, report.
+
+    SIGTERM drains Envoy and stops both; SIGHUP stops the agent alone, and the next one adopts Envoy without losing a request.
+    """
+    from agent.run import run as serve
+
+    _configure_logs(settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except AgentError as error:
+        _fail(str(error))
+
+
+@app.command()
+@_with_options("state_dir", "run_dir")
+def status(settings: Settings) -> None:
+    """How the agent with this state directory does: what is applied, since when, its peers, what is wrong."""
+    try:
+        said = json.loads((settings.sockets / "status.json").read_bytes())
+    except (OSError, ValueError, AgentError) as error:
+        _fail(f"no agent has left a status: {error}")
+    _show(said)
+    if not Path(f"/proc/{said['pid']}").exists():
+        _fail(f"the agent (process {said['pid']}) is not running any more")
+
+
+def _show(said: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None)
+    for name, text in _lines(said, time.time()):
+        table.add_row(name, Text(text))
+    Console().print(table)
+
+
+def _lines(said: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
+    yield "node", f"{said['node']} of site {said['site']}, agent {said['version']}, process {said['pid']}"
+    yield "control plane", f"{said['control_plane']}, {'connected' if said['connected'] else 'away: ' + said['last_error']}"
+    yield "envoy", f"{said['envoy']}, process {said['envoy_pid']}"
+    yield (
+        "applied",
+        f"{said['applied']} at revision {said['revision']}, for {now - said['since']:.0f} s" if said["applied"] else "nothing yet",
+    )
+    for it in said["rejected"]:
+        yield "rejected", f"{it['kind']} {it['key']}: {it['reason']}"
+    for site, peer in said["peers"].items():
+        yield "peer", f"{site} {peer['state']} for {now - peer['since']:.0f} s {peer['error']}"
+    for name, discovery in said["discoveries"].items():
+        yield "discovery", f"{name} {'connected' if discovery['connected'] else discovery['reason']}"
+    for warning in said["warnings"]:
+        yield "warning", warning
+
+
+def _configure_logs(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy())),
+    )
+
+
+class _Lossy:
+    """Standard error, which may be a file on a full disk or a pipe that nobody reads: no reason to stop serving."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"isthmus-agent: {message}", err=True)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,284 @@
+"""The control plane as the agent sees it: the protocol's calls over HTTPS, to whichever of its URLs answers."""
+
+import asyncio
+import base64
+import gzip
+import hashlib
+import json
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+from urllib.parse import urlencode, urlsplit
+from uuid import uuid4
+
+import httpx
+import jwt
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+from pydantic import ValidationError
+
+from agent.errors import AgentError, Busy, Misconfigured, NotAdmitted, NotRecognised, Refused, Unreachable, Untrusted
+from agent.protocol.base import Message
+from agent.protocol.enrolment import (
+    BOOTSTRAP_PATH,
+    CA_PATH,
+    PROOF_AUDIENCE,
+    PROOF_SCHEME,
+    RENEW_PATH,
+    REQUEST_CONFIG_PATH,
+    BootstrapAnswer,
+    BootstrapRequest,
+    ConfigRequest,
+    Credentials,
+    RenewRequest,
+    TokenClaims,
+)
+from agent.protocol.manifest import (
+    ITEMS_PATH,
+    ITEMS_PER_CALL,
+    MANIFEST_PATH,
+    SECRETS_PATH,
+    ItemBody,
+    ItemsAnswer,
+    ItemsRequest,
+    ManifestAnswer,
+    SecretsAnswer,
+    SecretsRequest,
+)
+from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH, Heartbeat, HeartbeatAnswer, Report
+
+log = structlog.get_logger()
+
+M = TypeVar("M", bound=Message)
+
+WAIT_S = 25
+"""Of one long poll."""
+SKEW_NOTICED_S = 5.0
+"""`Date` has whole seconds and the answer took a while: less is not a wrong clock."""
+_GZIP_FROM_BYTES = 8 << 10
+_TIMEOUT = httpx.Timeout(connect=5.0, read=15.0, write=15.0, pool=10.0)
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+"""A long poll over a path that went dark fails after about 14 s."""
+_AGAIN = frozenset({"ClockSkew", "Replayed"})
+"""Reasons of a 401 that a new proof, by the clock just learned, overcomes."""
+_GONE = frozenset({"UnknownNode", "Revoked"})
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Proves possession of the node's key."""
+
+    node_id: str
+    key: ec.EllipticCurvePrivateKey
+
+    def authorization(self, request: httpx.Request, now: float) -> str:
+        """Value of the header for this request, as it is about to be sent."""
+        claims = {
+            "aud": PROOF_AUDIENCE,
+            "htm": request.method,
+            "htu": request.url.raw_path.decode(),
+            "bsh": base64.urlsafe_b64encode(hashlib.sha256(request.content).digest()).rstrip(b"=").decode(),
+            "iat": int(now),
+            "jti": uuid4().hex,
+        }
+        return f"{PROOF_SCHEME} {jwt.encode(claims, self.key, algorithm='ES256', headers={'kid': self.node_id})}"
+
+
+class ControlPlane:
+    """Every call raises `Unreachable` when no URL answers usefully, and `Refused` when the answer is no.
+
+    `anchor_pem` empty: the system's trust store (or plain HTTP, if a URL says so).
+    """
+
+    def __init__(self, urls: Sequence[str], anchor_pem: str = "", transport: httpx.AsyncBaseTransport | None = None) -> None:
+        if not urls:
+            raise Misconfigured("no URL of a control plane: set AGENT_CONTROL_PLANE_URLS, or use a token that carries one")
+        self._urls = tuple(url.rstrip("/") for url in urls)
+        self._current = 0
+        self.signer: Signer | None = None
+        self.skew_s = 0.0
+        """What is to be added to the node's clock to get the server's; 0 unless it matters."""
+        own = transport or httpx.AsyncHTTPTransport(verify=_trust(anchor_pem), socket_options=_KEEPALIVE)
+        self._http = httpx.AsyncClient(transport=own, timeout=_TIMEOUT, follow_redirects=False, trust_env=False)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    @property
+    def url(self) -> str:
+        """The one that answered last."""
+        return self._urls[self._current]
+
+    async def bootstrap(self, body: BootstrapRequest) -> BootstrapAnswer:
+        return await self._post(BOOTSTRAP_PATH, body, BootstrapAnswer)
+
+    async def request_config(self, body: ConfigRequest) -> Credentials:
+        """Raises `NotAdmitted` while the registration waits for approval."""
+        try:
+            return await self._post(REQUEST_CONFIG_PATH, body, Credentials)
+        except Refused as refusal:
+            if refusal.status == 409:
+                raise NotAdmitted(str(refusal), refusal.status, refusal.reasons) from refusal
+            raise
+
+    async def renew(self, body: RenewRequest) -> Credentials:
+        return await self._post(RENEW_PATH, body, Credentials)
+
+    async def manifest(self, known: str | None, *, wait: bool) -> ManifestAnswer:
+        """The manifest, or its difference from the one with hash `known`; waits for one up to `WAIT_S`, or not at all."""
+        query = {} if known is None else {"hash": known, "wait": WAIT_S if wait else 0}
+        path = f"{MANIFEST_PATH}?{urlencode(query)}" if query else MANIFEST_PATH
+        return _parsed(await self._send("GET", path, read_s=WAIT_S + 10.0), ManifestAnswer)
+
+    async def items(self, hashes: Sequence[str]) -> tuple[ItemBody, ...]:
+        """Those of the first `ITEMS_PER_CALL` that the server has; an answer may be cut short."""
+        request = ItemsRequest(hashes=tuple(hashes[:ITEMS_PER_CALL]))
+        return (await self._post(ITEMS_PATH, request, ItemsAnswer)).items
+
+    async def secrets(self, refs: Sequence[str]) -> dict[str, bytes]:
+        """Bodies by reference, of the first `ITEMS_PER_CALL`."""
+        answer = await self._post(SECRETS_PATH, SecretsRequest(refs=tuple(refs[:ITEMS_PER_CALL])), SecretsAnswer)
+        return {ref: base64.b64decode(body) for ref, body in answer.secrets.items()}
+
+    async def heartbeat(self, body: Heartbeat) -> HeartbeatAnswer:
+        return await self._post(HEARTBEAT_PATH, body, HeartbeatAnswer)
+
+    async def report(self, body: Report) -> None:
+        await self._send("POST", REPORT_PATH, body.model_dump_json(exclude_none=True).encode())
+
+    async def _post(self, path: str, body: Message, answer: type[M]) -> M:
+        return _parsed(await self._send("POST", path, body.model_dump_json().encode()), answer)
+
+    async def _send(self, method: str, path: str, body: bytes = b"", read_s: float = 15.0) -> httpx.Response:
+        """The first useful answer of any URL, starting with the one that answered last."""
+        failure: Unreachable | None = None
+        for _ in self._urls:
+            try:
+                return await self._to_current(method, path, body, read_s)
+            except Unreachable as error:
+                failure = error if failure is None or isinstance(error, Busy) else failure
+                self._current = (self._current + 1) % len(self._urls)
+        raise failure or Unreachable("no control plane answers")
+
+    async def _to_current(self, method: str, path: str, body: bytes, read_s: float) -> httpx.Response:
+        try:
+            response = await self._attempt(method, path, body, read_s)
+            if response.status_code == 401 and _AGAIN.intersection(_failure(response).reasons):
+                response = await self._attempt(method, path, body, read_s)
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self.url}: {_words(error)}") from error
+        if response.status_code == 429 or response.status_code >= 500:
+            raise Busy(f"{self.url}: {_failure(response)}", _retry_after_s(response))
+        if not response.is_success:
+            raise _failure(response)
+        return response
+
+    async def _attempt(self, method: str, path: str, body: bytes, read_s: float) -> httpx.Response:
+        headers = {"Content-Type": "application/json"} if body else {}
+        if len(body) > _GZIP_FROM_BYTES and path == REPORT_PATH:
+            body, headers["Content-Encoding"] = await asyncio.to_thread(gzip.compress, body, 5), "gzip"
+        request = self._http.build_request(method, self.url + path, content=body, headers=headers)
+        request.extensions["timeout"] = {**_TIMEOUT.as_dict(), "read": read_s}
+        if self.signer is not None:
+            request.headers["Authorization"] = self.signer.authorization(request, time.time() + self.skew_s)
+        sent_at, began = time.time(), time.monotonic()
+        response = await self._http.send(request)
+        took_s = time.monotonic() - began
+        if took_s < SKEW_NOTICED_S:
+            self._learn_skew(response, sent_at + took_s / 2)
+        return response
+
+    def _learn_skew(self, response: httpx.Response, at: float) -> None:
+        """`Date` may be of any time between request and answer, so those that took long say nothing."""
+        try:
+            server = parsedate_to_datetime(response.headers["Date"]).timestamp()
+        except (KeyError, ValueError):
+            return
+        skew_s = server + 0.5 - at
+        self.skew_s = skew_s if abs(skew_s) >= SKEW_NOTICED_S else 0.0
+
+
+def _parsed(response: httpx.Response, type_: type[M]) -> M:
+    try:
+        return type_.model_validate_json(response.content)
+    except ValidationError as error:
+        raise Unreachable(f"{response.request.url.host} does not answer like a control plane: {error.errors()[0]['msg']}") from error
+
+
+def _failure(response: httpx.Response) -> Refused:
+    try:
+        body = response.json()
+        message = str(body["message"])
+        reasons = tuple(str(detail["field"]) for detail in body.get("details", ()))
+    except (ValueError, KeyError, TypeError):
+        message, reasons = response.text[:200], ()
+    type_ = NotRecognised if response.status_code == 401 and _GONE.intersection(reasons) else Refused
+    return type_(f"{response.status_code}: {message}", response.status_code, reasons)
+
+
+def _words(error: httpx.TransportError) -> str:
+    """Some of httpx's errors have no text."""
+    return str(error) or type(error).__name__
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Of the form in seconds, bounded: nobody keeps a site away for longer than a minute."""
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), 60.0) if value.isdecimal() else None
+
+
+def _trust(anchor_pem: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=anchor_pem) if anchor_pem else ssl.create_default_context()
+
+
+async def pinned_anchors(urls: Sequence[str], pin: str) -> str:
+    """The fabric's roots, from whichever URL answers; raises `Untrusted` unless they have the hash that the token names.
+
+    Nothing but this request is sent before the answer is compared.
+    """
+    failure: AgentError = Unreachable("no control plane answers")
+    async with httpx.AsyncClient(verify=False, timeout=_TIMEOUT, trust_env=False) as http:  # noqa: S501  # the pin decides, not the certificate
+        for url in urls:
+            try:
+                response = await http.get(url.rstrip("/") + CA_PATH)
+            except httpx.TransportError as error:
+                failure = Unreachable(f"{url}: {_words(error)}")
+                continue
+            if not response.is_success:
+                failure = Unreachable(f"{url}: {response.status_code}")
+            elif hashlib.sha256(response.content).hexdigest() != pin:
+                failure = Untrusted(f"{url} is not the control plane that the token names: its roots have another hash")
+            else:
+                return response.text
+    raise failure
+
+
+def token_claims(token: str) -> TokenClaims:
+    """What the token says, unverified: its issuer verifies it."""
+    try:
+        return TokenClaims.model_validate(jwt.decode(token, options={"verify_signature": False}))
+    except (jwt.InvalidTokenError, ValidationError, json.JSONDecodeError) as error:
+        raise Misconfigured(f"the registration token cannot be read: {error}") from error
+
+
+async def source_address(url: str) -> str:
+    """The address from which this machine talks to a URL's host. No packet is sent; raises `Unreachable` without a route."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    loop = asyncio.get_running_loop()
+    try:
+        family, _, _, _, address = (await loop.getaddrinfo(parts.hostname, port, type=socket.SOCK_DGRAM))[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise Unreachable(f"no route to {parts.hostname}: {error}") from error

@@ -1,0 +1,117 @@
+"""What is known of one cluster's services, and the endpoints that an origin means by it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agent.envoy.inputs import Endpoint
+from agent.protocol.items import Origin
+from agent.protocol.report import MOST_LABELS, MOST_PORTS, MOST_SERVICES, DiscoveredService, ServicePort
+
+Delivery = Literal["isolated", "reachable"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One port of a service, and its ready endpoints, sorted: pods, or nodes if the pods cannot be reached."""
+
+    name: str
+    port: int
+    protocol: str
+    target_port: int | None
+    """None if it has a name, or none is given."""
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Service:
+    namespace: str
+    name: str
+    type: str
+    cluster_ip: str
+    labels: tuple[tuple[str, str], ...] = ()
+    """Sorted."""
+    ports: tuple[Port, ...] = ()
+    any_port: tuple[str, ...] = ()
+    """Ready addresses whose EndpointSlices say nothing of ports."""
+    external_name: str = ""
+
+    def endpoints(self, port: int) -> tuple[Endpoint, ...]:
+        """Of the TCP port with this number; or else of the first one whose pods listen on it."""
+        tcp = [candidate for candidate in self.ports if candidate.protocol == "TCP"]
+        for candidate in tcp:
+            if candidate.port == port:
+                return candidate.endpoints
+        for candidate in tcp:
+            if candidate.target_port == port or any(endpoint.port == port for endpoint in candidate.endpoints):
+                return candidate.endpoints
+        return tuple(Endpoint(address, port) for address in self.any_port)
+
+    @property
+    def ready(self) -> int:
+        """Distinct addresses."""
+        return len({endpoint.address for port in self.ports for endpoint in port.endpoints} | {*self.any_port})
+
+
+@dataclass(frozen=True)
+class ServiceTable:
+    """Services of one cluster. Never changed in place; equal tables mean the same endpoints, and comparing them is cheap."""
+
+    cluster_id: str = ""
+    """Empty: services are found without naming a cluster."""
+    delivery: Delivery = "reachable"
+    services: Mapping[str, Service] = field(default_factory=dict)
+    """By `name.namespace`."""
+
+    def report(self) -> tuple[DiscoveredService, ...]:
+        """Sorted by namespace and name; the first `MOST_SERVICES`."""
+        services = sorted(self.services.values(), key=lambda service: (service.namespace, service.name))
+        return tuple(self._reported(service) for service in services[:MOST_SERVICES])
+
+    def _reported(self, service: Service) -> DiscoveredService:
+        return DiscoveredService(
+            name=service.name,
+            namespace=service.namespace,
+            cluster_id=self.cluster_id,
+            type=service.type,
+            cluster_ip=service.cluster_ip,
+            labels=dict(service.labels[:MOST_LABELS]),
+            ports=tuple(ServicePort(name=port.name, port=port.port, protocol=port.protocol) for port in service.ports[:MOST_PORTS]),
+            endpoints=service.ready,
+            delivery=self.delivery,
+        )
+
+
+Names = Mapping[str, tuple[str, ...]]
+"""DNS name to its addresses, sorted; a name that is missing has not been resolved yet."""
+
+
+def resolve(origin: Origin, tables: Iterable[ServiceTable], names: Names | None = None) -> tuple[Endpoint, ...]:
+    """The endpoints that an origin means now, sorted; of all clusters with its cluster id.
+
+    `origin.port` is the port of the service, as F5 XC has it. If the service has no such port, it is the port on which its pods listen.
+    """
+    if origin.type == "ip":
+        return (Endpoint(origin.address or "", origin.port),)
+    if origin.type == "dns":
+        return _named(origin.address or "", origin.port, names or {})
+    found: set[Endpoint] = set()
+    for service in _services(origin, tables):
+        found.update(_named(service.external_name, origin.port, names or {}) if service.external_name else service.endpoints(origin.port))
+    return tuple(sorted(found))
+
+
+def needed_names(origin: Origin, tables: Iterable[ServiceTable]) -> frozenset[str]:
+    """DNS names that `resolve` looks up for an origin."""
+    if origin.type == "dns":
+        return frozenset({origin.address or ""})
+    return frozenset(service.external_name for service in _services(origin, tables) if service.external_name)
+
+
+def _services(origin: Origin, tables: Iterable[ServiceTable]) -> list[Service]:
+    name, _, cluster_id = (origin.service or "").partition(":")
+    return [table.services[name] for table in tables if table.cluster_id == cluster_id and name in table.services]
+
+
+def _named(name: str, port: int, names: Names) -> tuple[Endpoint, ...]:
+    return tuple(Endpoint(address, port) for address in names.get(name, ()))

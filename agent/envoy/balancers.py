@@ -1,0 +1,244 @@
+"""Load balancers of a node, on the side where requests enter: their listeners and routes, and the clusters that those lead to."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
+
+from agent.envoy import clusters, ingress, tcp, tls
+from agent.envoy.ingress import Bind
+from agent.envoy.inputs import Item, ItemId, body
+from agent.envoy.pools import CACHE, PoolView, reach
+from agent.envoy.problems import Unrenderable
+from agent.envoy.resources import ROUTES, Output, Part, assembled
+from agent.envoy.routes import Door, HostParts, virtual_host
+from agent.envoy.sources import Sources
+from agent.protocol.items import HeaderEdits, HttpLoadBalancer, ItemKind, Listener, OriginPool, TcpLoadBalancer, TlsCertificate
+
+Places = dict[Bind, tuple[Item, ...]]
+"""Listener items by where Envoy listens for them."""
+
+
+@dataclass
+class _Demand:
+    """Clusters that routes and listeners turned out to need."""
+
+    http: dict[str, None] = field(default_factory=dict)
+    """Keys of pools, in a certain order, as in all of these."""
+    dialled: dict[str, None] = field(default_factory=dict)
+    """Keys of pools whose origins this site dials."""
+    here: dict[str, None] = field(default_factory=dict)
+    """Keys of those that are reached by CONNECT."""
+    orders: dict[tuple[str, ...], None] = field(default_factory=dict)
+
+
+def load_balancers(sources: Sources, output: Output) -> None:
+    places = _places(sources, output)
+    demand = _Demand()
+    tls_ports = {key: bind.port for bind, items in places.items() if bind.protocol == "https" for item in items for key in _members(item)}
+    for bind, items in places.items():
+        if bind.protocol == "tcp":
+            _tcp(bind, items[0], sources, output, demand)
+        elif bind.protocol == "https":
+            _https(bind, items, sources, output, demand)
+        else:
+            _http(bind, items, sources, output, demand, tls_ports)
+    _put_demanded(demand, sources, output)
+
+
+def _http(bind: Bind, items: Sequence[Item], sources: Sources, output: Output, demand: _Demand, tls_ports: dict[str, int]) -> None:
+    hosts = [ingress.routes_head(bind.name)]
+    origins = [item.id for item in items]
+    max_header_kib = 0
+    for item in _load_balancers_on(items, sources, output):
+        part = _host(item, Door(bind.port, tls=False, https_port=tls_ports.get(item.id.key)), sources, output, demand)
+        if part is not None:
+            hosts.append(part.value)
+            origins.extend((item.id, *part.policies))
+            max_header_kib = max(max_header_kib, part.max_header_kib)
+    output.put(ingress.http_listener(bind, frozenset(item.id for item in items), max_header_kib or 60))
+    output.put(assembled(ROUTES, bind.name, hosts, origins))
+
+
+def _https(bind: Bind, items: Sequence[Item], sources: Sources, output: Output, demand: _Demand) -> None:
+    chains: list[Item] = []
+    for item in _load_balancers_on(items, sources, output):
+        part = _host(item, Door(bind.port, tls=True, https_port=bind.port), sources, output, demand)
+        if part is None or not _put_certificates(item, sources, output):
+            continue
+        chains.append(item)
+        name = ingress.https_routes_name(bind, item.id.key)
+        output.put(assembled(ROUTES, name, [ingress.routes_head(name), part.value], [item.id, *part.policies]))
+    if chains:
+        output.put(ingress.https_listener(bind, tuple(chains), frozenset(item.id for item in (*items, *chains))))
+
+
+def _load_balancers_on(items: Iterable[Item], sources: Sources, output: Output) -> Iterable[Item]:
+    """In the listener's order: where domains overlap, the first prevails."""
+    known = sources.snapshot.by_key[ItemKind.HTTP_LOADBALANCER]
+    named: dict[str, Item] = {}
+    for item in items:
+        for key in _members(item):
+            named.setdefault(key, item)
+    for key, item in named.items():
+        found = known.get(key)
+        if found is None:
+            output.problem(item.id, f"HTTP load balancer {key} is not here")
+        else:
+            yield found
+
+
+def _members(item: Item) -> tuple[str, ...]:
+    return body(item, Listener).load_balancers
+
+
+def _put_certificates(item: Item, sources: Sources, output: Output) -> bool:
+    """False, with a problem, if the load balancer cannot serve TLS."""
+    server = body(item, HttpLoadBalancer).tls
+    if server is None:
+        output.problem(item.id, "it has no certificate, but its listener speaks TLS")
+        return False
+    missing = [certificate for certificate in server.certificates if certificate.private_key not in sources.local.secrets]
+    if missing:
+        output.problem(item.id, "the private key of its certificate is not here")
+        return False
+    for certificate in server.certificates:
+        output.put(tls.secret(certificate, sources.local.secrets[certificate.private_key], item.id))
+    return True
+
+
+class _Host(NamedTuple):
+    value: Part
+    policies: tuple[ItemId, ...]
+    max_header_kib: int
+
+
+def _host(item: Item, door: Door, sources: Sources, output: Output, demand: _Demand) -> _Host | None:
+    """The load balancer's virtual host; None, with a problem, if there can be none."""
+    needs = _needs(item)
+    pools = sources.pools
+    known = [key for key in needs.pools if key in pools]
+    if len(known) < len(needs.pools):
+        output.problem(item.id, f"origin pool {min(set(needs.pools) - set(known))} is not here")
+    try:
+        policies = sources.policies_of(needs.policies)
+        part: HostParts = virtual_host(
+            item, tuple([reach(pools[key]) for key in known]), policies, sources.secrets_of(needs.secrets), sources.scope, door
+        )
+    except Unrenderable as error:
+        output.problem(item.id, error)
+        return None
+    demand.http.update(dict.fromkeys(known))
+    demand.orders.update(dict.fromkeys(part.orders))
+    return _Host(part.host, tuple([policy.id for policy in policies]), needs.max_header_kib)
+
+
+class _Needs(NamedTuple):
+    """What a load balancer refers to."""
+
+    pools: tuple[str, ...]
+    policies: tuple[str, ...]
+    secrets: tuple[str, ...] = ()
+    max_header_kib: int = 0
+
+
+@lru_cache(CACHE)
+def _needs(item: Item) -> _Needs:
+    if isinstance(item.body, TcpLoadBalancer):
+        return _Needs(tuple(sorted({pool.pool for pool in item.body.pools if pool.weight})), item.body.policies or ())
+    lb = body(item, HttpLoadBalancer)
+    forwards = [route.forward for route in lb.routes if route.forward is not None]
+    pools = {pool.pool for forward in forwards for pool in forward.pools if pool.weight}
+    edits = [lb.headers, *(route.headers for route in lb.routes)]
+    return _Needs(tuple(sorted(pools)), lb.policies or (), tuple(sorted(_secrets(edits))), lb.max_request_header_kib)
+
+
+def _secrets(edits: Iterable[HeaderEdits]) -> set[str]:
+    values = chain.from_iterable((*edit.request_add, *edit.response_add) for edit in edits)
+    return {value.secret for value in values if value.secret is not None}
+
+
+def _tcp(bind: Bind, listener: Item, sources: Sources, output: Output, demand: _Demand) -> None:
+    key = _members(listener)[0]
+    item = sources.snapshot.get(ItemKind.TCP_LOADBALANCER, key)
+    if item is None:
+        output.problem(listener.id, f"TCP load balancer {key} is not here")
+        return
+    needs = _needs(item)
+    if missing := [pool for pool in needs.pools if pool not in sources.pools]:
+        output.problem(item.id, f"origin pool {missing[0]} is not here")
+    try:
+        policies = sources.policies_of(needs.policies)
+    except Unrenderable as error:
+        output.problem(item.id, error)
+        return
+    pools = tuple([sources.pools[pool] for pool in needs.pools if pool in sources.pools])
+    branches = tcp.branches(item, pools, sources.scope.site_id, tuple([sources.healthy_here(pool) for pool in pools]))
+    if not branches:
+        return
+    shares = tuple([(branch.pool, branch.weight) for branch in branches])
+    origins = frozenset({listener.id, item.id, *(policy.id for policy in policies)})
+    guards = None if body(item, TcpLoadBalancer).policies is None else policies
+    output.put(tcp.listener(bind, key, shares, guards, sources.scope, origins))
+    output.put(*(tcp.proxy(item, branch) for branch in branches))
+    demand.dialled.update((pool.key, None) for pool in pools if pool.local is not None or not pool.crosses)
+    demand.here.update((pool.key, None) for pool in pools if pool.local is not None and pool.crosses)
+
+
+def _put_demanded(demand: _Demand, sources: Sources, output: Output) -> None:
+    for key in demand.http:
+        pool = sources.pools[key]
+        if pool.local is not None or not pool.crosses:
+            demand.dialled[key] = None
+        if pool.crosses:
+            output.put(*clusters.remote_http(pool))
+    for key in demand.dialled:
+        put_local(sources.pools[key], sources, output)
+    for order in demand.orders:
+        if len(order) > 1:
+            output.put(clusters.order(order))
+    if demand.here:
+        output.put(*tcp.here(frozenset(demand.here), sources.scope))
+
+
+def put_local(pool: PoolView, sources: Sources, output: Output) -> None:
+    """The origins that this site dials, and what their TLS needs."""
+    output.put(*clusters.local(pool))
+    _put_client_certificate(pool, sources, output)
+
+
+def _put_client_certificate(pool: PoolView, sources: Sources, output: Output) -> None:
+    certificate = _client_certificate(pool.item)
+    if certificate is None:
+        return
+    key = sources.local.secrets.get(certificate.private_key)
+    if key is None:
+        output.problem(pool.item.id, "the private key of its client certificate is not here")
+    else:
+        output.put(tls.secret(certificate, key, pool.item.id))
+
+
+@lru_cache(CACHE)
+def _client_certificate(item: Item) -> TlsCertificate | None:
+    pool = body(item, OriginPool)
+    return None if pool.tls is None else pool.tls.client_certificate
+
+
+def _places(sources: Sources, output: Output) -> Places:
+    """Listener items by where they listen; networks that share an address share its listeners."""
+    places: Places = {}
+    protocols: dict[tuple[str, int], str] = {}
+    for item in sources.snapshot.by_kind[ItemKind.LISTENER]:
+        listener = body(item, Listener)
+        address = listener.address or sources.local.addresses.on(listener.network)
+        if address is None:
+            output.problem(item.id, f"this node has no address on the {listener.network} network")
+            continue
+        protocol = protocols.setdefault((address, listener.port), listener.protocol)
+        bind = Bind(address, listener.port, listener.protocol)
+        if protocol != listener.protocol or (protocol == "tcp" and places.get(bind, (item,)) != (item,)):
+            output.problem(item.id, f"port {listener.port} of {address} is in use by another listener for {protocol}")
+            continue
+        places[bind] = (*places.get(bind, ()), item)
+    return places

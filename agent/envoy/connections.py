@@ -1,0 +1,41 @@
+"""HTTP connection managers: what they have in common, and what each kind of client is allowed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from envoy.extensions.filters.http.router.v3.router_pb2 import Router
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpConnectionManager
+from envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutation_pb2 import HeaderMutation
+
+from agent.envoy.messages import ADS, Fields, extension, header, milliseconds
+
+REQUEST_HEADERS_TIMEOUT_MS = 10_000
+ENVOY_HEADERS = "x-envoy-"
+"""Prefix of headers by which a client could steer timeouts and retries."""
+
+
+def manager(*, http_filters: Sequence[Fields] = (), route_config_name: str, **fields: Any) -> Fields:
+    """The filter; its routes come over ADS."""
+    router = extension("envoy.filters.http.router", Router(suppress_envoy_headers=True))
+    message = HttpConnectionManager(
+        rds={"config_source": ADS, "route_config_name": route_config_name},
+        http_filters=[*http_filters, router],
+        request_headers_timeout=milliseconds(REQUEST_HEADERS_TIMEOUT_MS),
+        **fields,
+    )
+    return extension("envoy.filters.network.http_connection_manager", message)
+
+
+def early_mutations(*mutations: Fields) -> list[Fields]:
+    """Changes of request headers before anything else looks at them."""
+    return [extension("envoy.http.early_header_mutation.header_mutation", HeaderMutation(mutations=mutations))]
+
+
+def without_prefix(prefix: str) -> Fields:
+    """Mutation: headers that begin like this are not taken from the client."""
+    return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
+
+
+def overwritten(name: str, value: str) -> tuple[Fields, Fields]:
+    """Mutations: the header has this value, or is not there when it comes out empty; never what the client sent."""
+    return {"remove": name}, {"append": header(name, value)}

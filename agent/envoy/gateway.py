@@ -1,0 +1,267 @@
+"""The way in from other sites: which peers may open which exports, and what becomes of the requests inside.
+
+The gateway authorises a CONNECT stream by the peer's certificate, then writes the peer's identity and the export's name into filter state. Only
+from there does the internal listener `exports` take them, never from a header: a header is what the peer wrote.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.config.rbac.v3.rbac_pb2 import RBAC
+from envoy.config.route.v3.route_components_pb2 import VirtualHost
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC as RbacFilter  # noqa: N811  # RBAC is the name of two messages
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBACPerRoute
+from envoy.extensions.filters.http.set_filter_state.v3.set_filter_state_pb2 import Config as SetFilterState
+from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
+from google.protobuf.any_pb2 import Any
+
+from agent.envoy import connections, names, tls
+from agent.envoy.clusters import http2
+from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
+from agent.envoy.messages import Fields, extension, header, milliseconds, number, packed, socket_address, state
+from agent.envoy.policy import Requests, Verdict, matcher, verdicts
+from agent.envoy.pools import CACHE
+from agent.envoy.predicates import Input, Predicate, any_of, begins, exactly, filter_state, negated, peer_uri, source_ip
+from agent.envoy.predicates import header as header_input
+from agent.envoy.resources import ROUTES, Part, Resource, assembled, part, resource
+from agent.envoy.tunnel import TUNNEL_BUFFER
+from agent.protocol.items import Export, ExportUse, OriginPool
+from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEALTH_PATH
+
+RBAC_FILTER = "envoy.filters.http.rbac"
+_KEEPALIVE_MS = 5_000
+_RETRIES_HERE = 2
+_BROKEN_FLAGS = ("UC", "UR", "LR", "UPE")
+_UNREACHED_FLAGS = ("UF", "UH", "UO", "NC", "NR")
+"""Response flags of local replies. Retries here follow only on failures to connect and refused streams, so these alone mean that no origin was reached."""
+
+
+class ExportParts(NamedTuple):
+    """Virtual hosts of one export, in the gateway's and in the export's route configuration."""
+
+    gateway: Part
+    exports: Part
+
+
+def listener(addresses: Addresses, scope: Scope) -> Resource:
+    """Takes CONNECT streams of peers."""
+    granted = SetFilterState(
+        on_request_headers=[
+            state(names.PEER_STATE, "%DOWNSTREAM_PEER_URI_SAN%", shared=True),
+            state(names.EXPORT_STATE, "%REQ(:AUTHORITY)%", shared=True),
+        ]
+    )
+    manager = connections.manager(
+        stat_prefix=names.GATEWAY,
+        route_config_name=names.GATEWAY,
+        codec_type="HTTP2",
+        http2_protocol_options=http2(connection_keepalive=_keepalive()),
+        stream_idle_timeout=milliseconds(0),
+        upgrade_configs=[{"upgrade_type": "CONNECT"}],
+        http_filters=[_denied_by_default(), extension("envoy.filters.http.set_filter_state", granted)],
+    )
+    message = Listener(
+        name=names.GATEWAY,
+        address=socket_address(addresses.gateway_host, addresses.gateway_port),
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
+        filter_chains=[
+            {"filters": [manager], "transport_socket": tls.from_peers(scope), "transport_socket_connect_timeout": milliseconds(5_000)}
+        ],
+    )
+    return resource(message, [])
+
+
+def _keepalive() -> Fields:
+    return {"interval": milliseconds(_KEEPALIVE_MS), "timeout": milliseconds(_KEEPALIVE_MS)}
+
+
+def _denied_by_default() -> Fields:
+    """Routes say who may use them; one that says nothing may be used by nobody."""
+    return extension(RBAC_FILTER, RbacFilter(rules=RBAC(action="ALLOW")))
+
+
+def exports_listener() -> Resource:
+    """Internal listener `exports`: HTTP inside CONNECT streams, balanced per request."""
+    manager = connections.manager(
+        stat_prefix=names.EXPORTS,
+        route_config_name=names.EXPORTS,
+        codec_type="HTTP2",
+        http2_protocol_options=http2(),
+        stream_idle_timeout=milliseconds(0),
+        use_remote_address={"value": False},
+        skip_xff_append=True,
+        upgrade_configs=[{"upgrade_type": "websocket"}],
+        early_header_mutation_extensions=connections.early_mutations(
+            connections.without_prefix(connections.ENVOY_HEADERS),
+            *connections.overwritten(names.EXPORT_HEADER, f"%FILTER_STATE({names.EXPORT_STATE}:PLAIN)%"),
+        ),
+        http_filters=[_denied_by_default()],
+        local_reply_config=_marked_replies(),
+        server_header_transformation="PASS_THROUGH",
+    )
+    message = Listener(
+        name=names.EXPORTS,
+        internal_listener={},
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
+        filter_chains=[{"filters": [manager]}],
+    )
+    return resource(message, [])
+
+
+def _marked_replies() -> Fields:
+    return {"mappers": [_marked(_BROKEN_FLAGS, names.BROKEN), _marked(_UNREACHED_FLAGS, names.UNREACHED)]}
+
+
+def _marked(flags: Sequence[str], value: str) -> Fields:
+    return {"filter": {"response_flag_filter": {"flags": flags}}, "headers_to_add": [header(names.MARKER, value)]}
+
+
+def peers_cluster(scope: Scope) -> Resource:
+    """The agent's own server for peers."""
+    endpoint = {"endpoint": {"address": {"pipe": {"path": f"{scope.run_dir}/peers.sock"}}}}
+    assignment = {"cluster_name": names.PEERS, "endpoints": [{"lb_endpoints": [endpoint]}]}
+    return resource(Cluster(name=names.PEERS, type="STATIC", connect_timeout=milliseconds(1_000), load_assignment=assignment), [])
+
+
+def routes(parts: Sequence[tuple[ItemId, ExportParts]], peers: Sequence[Item], scope: Scope) -> tuple[Resource, Resource]:
+    """Route configurations of `gateway` and of `exports`."""
+    sources = [source for source, _ in parts]
+    documents = RouteConfiguration(name=names.GATEWAY, virtual_hosts=[_documents(tuple(peer.id.key for peer in peers), scope)])
+    exports = RouteConfiguration(name=names.EXPORTS, vhost_header=names.EXPORT_HEADER)
+    return (
+        assembled(
+            ROUTES, names.GATEWAY, [part(documents), *(found.gateway for _, found in parts)], [*sources, *(peer.id for peer in peers)]
+        ),
+        assembled(ROUTES, names.EXPORTS, [part(exports), *(found.exports for _, found in parts)], sources),
+    )
+
+
+def _documents(peers: tuple[str, ...], scope: Scope) -> VirtualHost:
+    allowed = rbac([(_from_sites(peer_uri(), peers, scope), "ALLOW")])
+    who = [header(names.PEER_HEADER, "%DOWNSTREAM_PEER_URI_SAN%")]
+    document = {"cluster": names.PEERS, "timeout": milliseconds(2_000)}
+    return VirtualHost(
+        name=PEER_AUTHORITY,
+        domains=[PEER_AUTHORITY],
+        typed_per_filter_config={RBAC_FILTER: allowed},
+        routes=[
+            {"match": {"path": PEER_HEALTH_PATH}, "direct_response": {"status": 200}},
+            {"match": {"path": PEER_DOCUMENT_PATH}, "route": document, "request_headers_to_add": who},
+        ],
+    )
+
+
+def rbac(decisions: Iterable[Verdict]) -> Any:
+    """Per-route config of the RBAC filter."""
+    return packed(RBACPerRoute(rbac=RbacFilter(matcher=matcher(decisions))))
+
+
+def _from_sites(input_: Input, sites: Iterable[str], scope: Scope) -> Predicate:
+    return any_of(begins(input_, names.site_uri(scope.trust_domain, scope.tenant_id, site)) for site in sites)
+
+
+@lru_cache(CACHE)
+def export(item: Item, pool: Item, policies: tuple[Item, ...], scope: Scope) -> ExportParts:
+    """`policies`: all that the export's uses name; raises KeyError if one is missing."""
+    by_key = {policy.id.key: policy for policy in policies}
+    uses = body(item, Export).uses
+    http = [use for use in uses if use.protocol == "http"]
+    tcp = [use for use in uses if use.protocol == "tcp"]
+    gateway = [_http_export(item.id.key, http, scope)] if http else []
+    gateway += [_tcp_export(item.id.key, tcp, by_key, scope)] if tcp else []
+    inside = [_exported(pool, http, by_key, scope)] if http else []
+    return ExportParts(part(RouteConfiguration(virtual_hosts=gateway)), part(RouteConfiguration(virtual_hosts=inside)))
+
+
+def _http_export(pool: str, uses: Sequence[ExportUse], scope: Scope) -> VirtualHost:
+    """Whoever may use the export through any load balancer may open a stream to it; requests in it are judged one by one."""
+    authority = names.export_authority("http", pool)
+    peers = sorted({peer for use in uses for peer in use.peers})
+    allowed = rbac([(_from_sites(peer_uri(), peers, scope), "ALLOW")])
+    return VirtualHost(
+        name=authority, domains=[authority], typed_per_filter_config={RBAC_FILTER: allowed}, routes=[connect_route(names.EXPORTS)]
+    )
+
+
+def connect_route(cluster: str, **match: object) -> Fields:
+    """For CONNECT streams, which last as long as what they carry."""
+    upgrade = {"upgrade_type": "CONNECT", "connect_config": {}}
+    action = {"cluster": cluster, "timeout": milliseconds(0), "idle_timeout": milliseconds(0), "upgrade_configs": [upgrade]}
+    return {"match": {"connect_matcher": {}, **match}, "route": action}
+
+
+def _tcp_export(pool: str, uses: Sequence[ExportUse], policies: dict[str, Item], scope: Scope) -> VirtualHost:
+    authority = names.export_authority("tcp", pool)
+    routes_ = [
+        {
+            **connect_route(names.pool(pool), headers=[_exact(names.LB_HEADER, use.load_balancer)]),
+            "typed_per_filter_config": {RBAC_FILTER: rbac(_use(use, policies, _tcp_requests(scope)))},
+        }
+        for use in uses
+    ]
+    return VirtualHost(name=authority, domains=[authority], routes=routes_)
+
+
+def _exact(name: str, value: str) -> Fields:
+    return {"name": name, "string_match": {"exact": value}}
+
+
+def _tcp_requests(scope: Scope) -> Requests:
+    return Requests(lambda sites: _from_sites(peer_uri(), sites, scope), header_input(names.CLIENT_HEADER), is_http=False)
+
+
+def _http_requests(scope: Scope) -> Requests:
+    return Requests(lambda sites: _from_sites(filter_state(names.PEER_STATE), sites, scope), source_ip(), names.COPIED_HEADERS)
+
+
+def _use(use: ExportUse, policies: dict[str, Item], requests: Requests) -> list[Verdict]:
+    """Only the sites where the load balancer is advertised, and of their requests only what its policies allow."""
+    strangers = (negated(requests.from_sites(use.peers)), "DENY")
+    if use.policies is None:
+        return [strangers, (True, "ALLOW")]
+    exempt = [(exactly(header_input(names.EXEMPT_HEADER), "1"), "ALLOW")] if use.exempt_routes else []
+    return [strangers, *exempt, *verdicts([policies[key] for key in use.policies], requests)]
+
+
+def _exported(pool: Item, uses: Sequence[ExportUse], policies: dict[str, Item], scope: Scope) -> VirtualHost:
+    authority = names.export_authority("http", pool.id.key)
+    routes_ = [route for use in uses for route in _export_routes(pool, use, policies, scope)]
+    return VirtualHost(
+        name=authority, domains=[authority], routes=routes_, response_headers_to_remove=[names.MARKER], retry_policy=_retries()
+    )
+
+
+def _retries() -> Fields:
+    """On another pod, and only what no pod has seen: whether more may be retried is for ingress to know."""
+    previous = extension("envoy.retry_host_predicates.previous_hosts", PreviousHostsPredicate())
+    return {
+        "retry_on": "connect-failure,refused-stream",
+        "num_retries": number(_RETRIES_HERE),
+        "retry_host_predicate": [previous],
+        "host_selection_retry_max_attempts": 3,
+    }
+
+
+def _export_routes(pool: Item, use: ExportUse, policies: dict[str, Item], scope: Scope) -> list[Fields]:
+    """Two: ingress says with a header whether the origin wants to be called by its own name."""
+    lb = _exact(names.LB_HEADER, use.load_balancer)
+    own_name = {"name": names.ORIGIN_HOST_HEADER, "present_match": True}
+    decided = {RBAC_FILTER: rbac(_use(use, policies, _http_requests(scope)))}
+    hashing = {"hash_policy": [{"header": {"header_name": names.HASH_HEADER}}]} if _hashes(body(pool, OriginPool)) else {}
+    action = {"cluster": names.pool(pool.id.key), "timeout": milliseconds(0), **hashing}
+    return [
+        {
+            "match": {"prefix": "/", "headers": [lb, own_name]},
+            "route": {**action, "auto_host_rewrite": {"value": True}},
+            "typed_per_filter_config": decided,
+        },
+        {"match": {"prefix": "/", "headers": [lb]}, "route": action, "typed_per_filter_config": decided},
+    ]
+
+
+def _hashes(pool: OriginPool) -> bool:
+    return pool.algorithm in {"RING_HASH", "LB_OVERRIDE"}

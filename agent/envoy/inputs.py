@@ -1,0 +1,175 @@
+"""What `render` reads: the parsed snapshot and what the node knows itself."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import NamedTuple, TypeVar
+
+from agent.protocol.base import Body
+from agent.protocol.items import ItemKind, Network, Site
+
+B = TypeVar("B", bound=Body)
+
+
+class ItemId(NamedTuple):
+    """Of an item in a snapshot."""
+
+    kind: ItemKind
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A parsed item. Two are the same if id and content hash are, which makes it a cheap key of caches."""
+
+    id: ItemId
+    hash: str
+    body: Body
+    _hash: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.hash, self.id)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Item) and (self.hash, self.id) == (other.hash, other.id)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@dataclass(frozen=True)
+class AgentSnapshot:
+    """All items of the node's site. Never changed in place."""
+
+    items: Mapping[ItemId, Item] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, items: Iterable[Item]) -> "AgentSnapshot":
+        return cls({item.id: item for item in items})
+
+    def with_items(self, items: Iterable[Item]) -> "AgentSnapshot":
+        """The same snapshot with these added or replaced."""
+        return AgentSnapshot({**self.items, **{item.id: item for item in items}})
+
+    def without(self, ids: Iterable[ItemId]) -> "AgentSnapshot":
+        """The same snapshot without these, whether or not they were there."""
+        gone = frozenset(ids)
+        return AgentSnapshot({id: item for id, item in self.items.items() if id not in gone})
+
+    @cached_property
+    def by_kind(self) -> Mapping[ItemKind, tuple[Item, ...]]:
+        """Items of each kind, sorted by key."""
+        kinds: dict[ItemKind, list[Item]] = {kind: [] for kind in ItemKind}
+        for item in self.items.values():
+            kinds[item.id.kind].append(item)
+        return {kind: tuple(sorted(items, key=lambda item: item.id.key)) for kind, items in kinds.items()}
+
+    @cached_property
+    def by_key(self) -> Mapping[ItemKind, Mapping[str, Item]]:
+        """Items of each kind by key, sorted."""
+        return {kind: {item.id.key: item for item in items} for kind, items in self.by_kind.items()}
+
+    def get(self, kind: ItemKind, key: str) -> Item | None:
+        return self.by_key[kind].get(key)
+
+    @property
+    def site(self) -> Item | None:
+        """The site's own item; None in a snapshot that is empty or broken."""
+        return next(iter(self.by_kind[ItemKind.SITE]), None)
+
+
+def body(item: Item, type_: type[B]) -> B:
+    """The item's body as `type_`; raises TypeError if it is something else."""
+    if not isinstance(item.body, type_):
+        raise TypeError(f"{item.id.kind} {item.id.key} is not a {type_.__name__}")
+    return item.body
+
+
+@dataclass(frozen=True)
+class NodeIdentity:
+    """This node, and the certificate that proves it to peers."""
+
+    node_id: str
+    node_name: str
+    site_id: str
+    site_name: str
+    certificate_pem: str
+    """Leaf first, then the tenant's intermediate."""
+    private_key_pem: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """IP addresses on which Envoy listens; None: the node is not on that network. `0.0.0.0` and `::` are allowed."""
+
+    gateway_host: str
+    gateway_port: int
+    inside: str | None = None
+    outside: str | None = None
+    service: str | None = None
+
+    def on(self, network: Network) -> str | None:
+        return {"inside": self.inside, "outside": self.outside, "service": self.service}[network]
+
+
+class Endpoint(NamedTuple):
+    """One ready pod, or one resolved address of an origin."""
+
+    address: str
+    port: int
+    zone: str = ""
+
+
+class OriginId(NamedTuple):
+    """One origin server of a pool."""
+
+    pool: str
+    """Key of the pool."""
+    origin: str
+    """`items.Origin.key`."""
+
+
+@dataclass(frozen=True)
+class PeerView:
+    """What the node knows of a peer without the control plane."""
+
+    reachable: bool | None = None
+    """None: not probed yet, so it is used as if it were reachable."""
+    exports: Mapping[str, int] = field(default_factory=dict)
+    """Pool key → healthy endpoints, bucketed; 0: do not use. A pool that is missing is unknown and gets weight 1."""
+
+
+@dataclass(frozen=True)
+class LocalState:
+    """Everything that `render` needs and the control plane does not say."""
+
+    node: NodeIdentity
+    addresses: Addresses
+    run_dir: str
+    """Directory of the Unix sockets `xds.sock`, `admin.sock`, `probe.sock` and `peers.sock`; absolute, at most 90 bytes."""
+    endpoints: Mapping[OriginId, tuple[Endpoint, ...]] = field(default_factory=dict)
+    """By origin, sorted. Only origins of this site; a missing one has none."""
+    peers: Mapping[str, PeerView] = field(default_factory=dict)
+    """By site id. Under this site's own id: how its own origins were found, which TCP load balancers over several sites need."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """By reference."""
+    trusted_ca_file: str = "/etc/ssl/certs/ca-certificates.crt"
+    """The public roots, for pools that verify origins by them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """What every resource of a node may depend on; it changes hardly ever. `scope_of` makes one, the same for the same site."""
+
+    tenant_id: str
+    site_id: str
+    trust_domain: str
+    peer_anchor_pem: str
+    trusted_ca_file: str
+    run_dir: str
+
+
+@lru_cache(64)
+def scope_of(site: Item, run_dir: str, trusted_ca_file: str) -> Scope:
+    about = body(site, Site)
+    return Scope(about.tenant_id, about.site_id, about.trust_domain, about.peer_anchor_pem, trusted_ca_file, run_dir)

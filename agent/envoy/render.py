@@ -1,0 +1,61 @@
+"""The whole of one node's Envoy config.
+
+Every piece is memoised by the items and the slice of local state that it is made from, so that a change costs what it touches; route configurations
+are put together from serialized virtual hosts. An item that cannot be rendered becomes a problem and is left out, and so is what refers to it.
+"""
+
+from functools import lru_cache
+
+from agent.envoy import clusters, gateway, names, tls, tunnel
+from agent.envoy.balancers import load_balancers, put_local
+from agent.envoy.inputs import AgentSnapshot, Item, ItemId, LocalState, body, scope_of
+from agent.envoy.pools import CACHE
+from agent.envoy.problems import Unrenderable
+from agent.envoy.resources import Output, Resources
+from agent.envoy.sources import Sources
+from agent.protocol.items import Export, ItemKind
+
+
+def render(snapshot: AgentSnapshot, local: LocalState) -> Resources:
+    """Equal input gives equal output. A snapshot without a site gives nothing."""
+    output = Output()
+    if snapshot.site is None:
+        return output.resources()
+    sources = Sources(snapshot, local, scope_of(snapshot.site, local.run_dir, local.trusted_ca_file))
+    _node(sources, snapshot.site, output)
+    _exports(sources, output)
+    load_balancers(sources, output)
+    return output.resources()
+
+
+def _node(sources: Sources, site: Item, output: Output) -> None:
+    """What every node has, and a way to every peer."""
+    local, scope = sources.local, sources.scope
+    output.put(*tls.node_secrets(local.node, scope, site.id))
+    output.put(tunnel.listener(), tunnel.probe_listener(scope), tunnel.probe_routes(sources.dialled))
+    output.put(gateway.listener(local.addresses, scope), gateway.exports_listener())
+    output.put(gateway.peers_cluster(scope), clusters.internal(names.EXPORTS))
+    for peer in sources.dialled:
+        output.put(*tunnel.site(peer, scope))
+
+
+def _exports(sources: Sources, output: Output) -> None:
+    parts: list[tuple[ItemId, gateway.ExportParts]] = []
+    for item in sources.snapshot.by_kind[ItemKind.EXPORT]:
+        pool = sources.pools.get(item.id.key)
+        if pool is None:
+            output.problem(item.id, f"origin pool {item.id.key} is not here")
+            continue
+        try:
+            parts.append((item.id, gateway.export(item, pool.item, sources.policies_of(_export_policies(item)), sources.scope)))
+        except Unrenderable as error:
+            output.problem(item.id, error)
+            continue
+        put_local(pool, sources, output)
+    output.put(*gateway.routes(parts, sources.peers, sources.scope))
+
+
+@lru_cache(CACHE)
+def _export_policies(item: Item) -> tuple[str, ...]:
+    uses = body(item, Export).uses
+    return tuple(sorted({policy for use in uses for policy in use.policies or ()}))

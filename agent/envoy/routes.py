@@ -1,0 +1,440 @@
+"""Virtual hosts of HTTP load balancers, on the side where requests enter."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
+
+from envoy.config.route.v3.route_components_pb2 import VirtualHost
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2 import HeaderMutationPerRoute
+from envoy.extensions.filters.http.header_to_metadata.v3.header_to_metadata_pb2 import Config as HeaderToMetadata
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBACPerRoute
+from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
+from envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config_pb2 import PreviousPrioritiesConfig
+
+from agent.envoy import names
+from agent.envoy.gateway import RBAC_FILTER, rbac
+from agent.envoy.inputs import Item, Scope, body
+from agent.envoy.messages import METADATA, Fields, extension, flag, header, literal, milliseconds, number, packed
+from agent.envoy.policy import Requests, headers_of, queries_of, verdicts
+from agent.envoy.pools import CACHE, Reach
+from agent.envoy.predicates import source_ip
+from agent.envoy.problems import Unrenderable
+from agent.envoy.resources import Part, part
+from agent.protocol.items import (
+    Forward,
+    HashPolicy,
+    HeaderEdits,
+    HeaderMatch,
+    HeaderValue,
+    HttpLoadBalancer,
+    QueryMatch,
+    Redirect,
+    RetryPolicy,
+    Route,
+    RouteMatch,
+    WeightedPool,
+)
+
+HEADER_TO_METADATA_FILTER = "envoy.filters.http.header_to_metadata"
+HEADER_MUTATION_FILTER = "envoy.filters.http.header_mutation"
+IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""RFC 9110, 9.2.2."""
+_UNTOUCHED = ("connect-failure", "refused-stream")
+"""Retry conditions under which no origin has seen the request."""
+_REPLAYED = (*_UNTOUCHED, "reset")
+_HSTS = "max-age=31536000"
+
+
+class Door(NamedTuple):
+    """How requests come in."""
+
+    port: int
+    tls: bool
+    https_port: int | None
+    """Where the load balancer takes TLS on this site; None if nowhere."""
+
+
+class HostParts(NamedTuple):
+    """A virtual host, as a field of a RouteConfiguration, and the orders of clusters that its routes name."""
+
+    host: Part
+    orders: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What all routes of one load balancer share."""
+
+    key: str
+    lb: HttpLoadBalancer
+    reaches: Mapping[str, Reach]
+    secrets: Mapping[str, bytes]
+    door: Door
+
+
+@lru_cache(CACHE)
+def virtual_host(
+    item: Item,
+    reaches: tuple[Reach, ...],
+    policies: tuple[Item, ...],
+    secrets: tuple[tuple[str, bytes], ...],
+    scope: Scope,
+    door: Door,
+) -> HostParts:
+    """`reaches`: of the pools that exist; `policies`: those of the load balancer, in its order. Raises `Unrenderable`."""
+    lb = body(item, HttpLoadBalancer)
+    context = _Context(item.id.key, lb, {reach.pool: reach for reach in reaches}, dict(secrets), door)
+    if lb.https_redirect and not door.tls:
+        host = VirtualHost(name=item.id.key, domains=lb.domains, routes=[_to_https(context)])
+        return HostParts(_field(host), ())
+    host = VirtualHost(
+        name=item.id.key,
+        domains=lb.domains,
+        routes=list(chain.from_iterable(_route(route, context) for route in lb.routes)),
+        typed_per_filter_config=_filters(lb, policies, scope),
+        **_host_edits(context),
+    )
+    orders = chain.from_iterable(_orders(route, context) for route in lb.routes)
+    return HostParts(_field(host), tuple(dict.fromkeys(orders)))
+
+
+def _field(host: VirtualHost) -> Part:
+    return part(RouteConfiguration(virtual_hosts=[host]))
+
+
+def _to_https(context: _Context) -> Fields:
+    port = context.door.https_port
+    elsewhere = {"port_redirect": port} if port not in {None, 443} else {}
+    return {"match": {"prefix": "/"}, "redirect": {"https_redirect": True, **elsewhere}, "name": context.key}
+
+
+def _filters(lb: HttpLoadBalancer, policies: tuple[Item, ...], scope: Scope) -> Fields:
+    """What the filters before the router do for this load balancer."""
+    return {**_hashed_cookies(lb), **_guards(lb, policies, scope)}
+
+
+def _hashed_cookies(lb: HttpLoadBalancer) -> Fields:
+    """Cookies into metadata: there is no command that reads a cookie."""
+    cookies = sorted({policy.cookie for policy in lb.hash_policies if policy.cookie is not None})
+    rules = [{"cookie": name, "on_header_present": {"metadata_namespace": METADATA, "key": _cookie_key(name)}} for name in cookies]
+    return {HEADER_TO_METADATA_FILTER: packed(HeaderToMetadata(request_rules=rules))} if rules else {}
+
+
+def _cookie_key(name: str) -> str:
+    return f"cookie-{name.encode().hex()}"
+
+
+def _argument(name: str) -> str:
+    """Of a `%…%` command."""
+    if set(name) & set("%()"):
+        raise Unrenderable(f"policies cannot look at {name!r}")
+    return name
+
+
+def _guards(lb: HttpLoadBalancer, policies: tuple[Item, ...], scope: Scope) -> Fields:
+    """Policies, and copies of what they look at, for the destination to judge by the same."""
+    if lb.policies is None:
+        return {}
+    requests = Requests(lambda sites: scope.site_id in sites, source_ip())
+    copies = {
+        names.PATH_HEADER: "%PATH(NQ)%",
+        names.HOST_HEADER: "%REQ(:AUTHORITY)%",
+        **{names.COPIED_HEADERS + name: f"%REQ({_argument(name)})%" for name in headers_of(policies)},
+        **{names.query_header(name): f"%QUERY_PARAM({_argument(name)})%" for name in queries_of(policies)},
+    }
+    appended = [{"append": header(name, value)} for name, value in copies.items()]
+    return {
+        HEADER_MUTATION_FILTER: packed(HeaderMutationPerRoute(mutations={"request_mutations": appended})),
+        RBAC_FILTER: rbac(verdicts(policies, requests)),
+    }
+
+
+def _identification(context: _Context) -> list[Fields]:
+    """What a destination needs to know of the request."""
+    terms = [_hash_value(policy) for policy in context.lb.hash_policies]
+    hashed = [header(names.HASH_HEADER, "|".join(terms))] if terms else []
+    return [header(names.LB_HEADER, context.key), *hashed]
+
+
+def _host_edits(context: _Context) -> Fields:
+    """Ours come last, so that they prevail."""
+    edits = _edits(context.lb.headers, context)
+    if any(reach.remote is not None for reach in context.reaches.values()):
+        edits["request_headers_to_add"] += _identification(context)
+    if context.lb.hsts and context.door.tls:
+        edits["response_headers_to_add"].append(header("strict-transport-security", _HSTS))
+    return edits
+
+
+def _hash_value(policy: HashPolicy) -> str:
+    if policy.header is not None:
+        return f"%REQ({_argument(policy.header)})%"
+    if policy.cookie is not None:
+        return f"%DYNAMIC_METADATA({METADATA}:{_cookie_key(policy.cookie)})%"
+    return "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
+
+
+def _edits(edits: HeaderEdits, context: _Context) -> Fields:
+    return {
+        "request_headers_to_add": [_header_value(value, context) for value in edits.request_add],
+        "request_headers_to_remove": [_editable(name) for name in edits.request_remove],
+        "response_headers_to_add": [_header_value(value, context) for value in edits.response_add],
+        "response_headers_to_remove": edits.response_remove,
+    }
+
+
+def _editable(name: str) -> str:
+    if name.lower().startswith(names.PRIVATE_HEADERS):
+        raise Unrenderable(f"headers that begin with {names.PRIVATE_HEADERS} are used between sites: {name}")
+    return name
+
+
+def _header_value(value: HeaderValue, context: _Context) -> Fields:
+    return header(_editable(value.name), literal(_text(value, context)), append=value.append) | {"keep_empty_value": True}
+
+
+def _text(value: HeaderValue, context: _Context) -> str:
+    if value.secret is None:
+        return value.value
+    try:
+        return context.secrets[value.secret].decode()
+    except KeyError:
+        raise Unrenderable(f"the secret of header {value.name} is not here") from None
+    except UnicodeDecodeError:
+        raise Unrenderable(f"the secret of header {value.name} is not text") from None
+
+
+def _route(route: Route, context: _Context) -> Iterable[Fields]:
+    """One or two Envoy routes; none if the route is for other ports."""
+    if not _on_port(route.match, context.door.port):
+        return
+    common = {"name": context.key, **_edits(route.headers, context)}
+    if route.forward is not None and route.forward.auto_host_rewrite:
+        common["request_headers_to_add"].append(header(names.ORIGIN_HOST_HEADER, "1"))
+    if route.policy_disabled:
+        common["typed_per_filter_config"] = {RBAC_FILTER: packed(RBACPerRoute())}
+        common["request_headers_to_add"].append(header(names.EXEMPT_HEADER, "1"))
+    for match, action in _actions(route, context):
+        added = [*common["response_headers_to_add"], *action.pop("response_headers_to_add", ())]
+        yield {"match": match, **action, **common, "response_headers_to_add": added}
+
+
+def _on_port(match: RouteMatch, port: int) -> bool:
+    return not match.incoming_ports or any(first <= port <= last for first, last in match.incoming_ports)
+
+
+def _actions(route: Route, context: _Context) -> Iterable[tuple[Fields, Fields]]:
+    if route.redirect is not None and route.redirect.query.startswith("replace:"):
+        yield _match(route.match), _redirect_with_query(route.redirect, context.door)
+    elif route.redirect is not None:
+        yield _match(route.match), {"redirect": _redirect(route.redirect, context.door)}
+    elif route.response is not None:
+        yield _match(route.match), {"direct_response": {"status": route.response.status, "body": {"inline_string": route.response.body}}}
+    elif route.forward is not None:
+        yield from _forwards(route.match, route.forward, context)
+
+
+def _match(match: RouteMatch) -> Fields:
+    return {
+        **_path(match),
+        "headers": [*_method(match.methods), *map(_header_match, match.headers)],
+        "query_parameters": [_query_match(query) for query in match.query],
+    }
+
+
+def _path(match: RouteMatch) -> Fields:
+    if match.path is not None:
+        return {"path": match.path}
+    if match.regex is not None:
+        return {"safe_regex": {"regex": match.regex}}
+    return {"prefix": match.prefix or "/"}
+
+
+def _method(methods: Iterable[str]) -> list[Fields]:
+    wanted = sorted(methods)
+    if not wanted:
+        return []
+    match = {"exact": wanted[0]} if len(wanted) == 1 else {"safe_regex": {"regex": "|".join(wanted)}}
+    return [{"name": ":method", "string_match": match}]
+
+
+def _header_match(match: HeaderMatch) -> Fields:
+    return {"name": match.name, "invert_match": match.invert, **_value_match(match)}
+
+
+def _query_match(match: QueryMatch) -> Fields:
+    return {"name": match.name, **_value_match(match)}
+
+
+def _value_match(match: HeaderMatch | QueryMatch) -> Fields:
+    if match.exact is not None:
+        return {"string_match": {"exact": match.exact}}
+    if match.regex is not None:
+        return {"string_match": {"safe_regex": {"regex": match.regex}}}
+    return {"present_match": match.present is not False}
+
+
+def _redirect(redirect: Redirect, door: Door) -> Fields:
+    path = {"path_redirect": redirect.path} if redirect.path is not None else {}
+    prefix = {"prefix_rewrite": redirect.prefix_rewrite} if redirect.prefix_rewrite is not None else {}
+    return {
+        "host_redirect": redirect.host or "",
+        "scheme_redirect": redirect.scheme or "",
+        "port_redirect": _redirect_port(redirect, door) or 0,
+        "response_code": _REDIRECT_CODES[redirect.response_code],
+        "strip_query": redirect.query == "remove",
+        **path,
+        **prefix,
+    }
+
+
+_REDIRECT_CODES = {301: "MOVED_PERMANENTLY", 302: "FOUND", 303: "SEE_OTHER", 307: "TEMPORARY_REDIRECT", 308: "PERMANENT_REDIRECT"}
+
+
+def _redirect_port(redirect: Redirect, door: Door) -> int | None:
+    """The port that clients came to, which is no longer in their Host; None for another host and for the scheme's own port."""
+    here, standard = ("https", 443) if door.tls else ("http", 80)
+    if redirect.host is not None:
+        return None
+    if redirect.scheme in {None, here}:
+        return None if door.port == standard else door.port
+    return None if redirect.scheme == "http" or door.https_port == 443 else door.https_port
+
+
+def _redirect_with_query(redirect: Redirect, door: Door) -> Fields:
+    """Envoy can only keep or drop the query string, so that one which replaces it needs a Location of our own."""
+    if redirect.prefix_rewrite is not None:
+        raise Unrenderable("a redirect cannot rewrite a prefix and replace the query string at once")
+    port = _redirect_port(redirect, door)
+    scheme = literal(redirect.scheme or ("https" if door.tls else "http"))
+    host = "%REQ(:AUTHORITY)%" if redirect.host is None else literal(redirect.host)
+    path = "%PATH(NQ)%" if redirect.path is None else literal(redirect.path)
+    query = literal(redirect.query.removeprefix("replace:"))
+    location = f"{scheme}://{host}{'' if port is None else f':{port}'}{path}?{query}"
+    return {"direct_response": {"status": redirect.response_code}, "response_headers_to_add": [header("location", location)]}
+
+
+def _forwards(match: RouteMatch, forward: Forward, context: _Context) -> Iterable[tuple[Fields, Fields]]:
+    """Idempotent methods have a route of their own, because a broken connection may be retried only there."""
+    targets = _targets(forward.pools, context.reaches)
+    if not targets:
+        yield _match(match), {"direct_response": {"status": 503, "body": {"inline_string": "no origin pool"}}}
+        return
+    methods = frozenset(match.methods)
+    replayable = methods & IDEMPOTENT if methods else IDEMPOTENT
+    if replayable != methods and replayable and _retries_by_default(forward.retry):
+        narrowed = match.model_copy(update={"methods": tuple(sorted(replayable))})
+        yield _match(narrowed), _forward(targets, forward, context, idempotent=True)
+        yield _match(match), _forward(targets, forward, context, idempotent=False)
+    else:
+        yield _match(match), _forward(targets, forward, context, idempotent=methods == replayable)
+
+
+def _retries_by_default(retry: RetryPolicy) -> bool:
+    return bool(retry.num_retries) and not retry.conditions
+
+
+def _targets(pools: Iterable[WeightedPool], reaches: Mapping[str, Reach]) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Orders of clusters with weights. Pools of the best priority share the requests; each order goes on through all others."""
+    groups = ranked(pool for pool in pools if pool.weight and pool.pool in reaches)
+    if not groups:
+        return ()
+    first = groups[0]
+    targets: dict[tuple[str, ...], int] = {}
+    for pool in first:
+        others = [other for other in first if other is not pool]
+        fallback = [cluster for other in chain(others, *groups[1:]) for cluster in reaches[other.pool].orders()[0][0]]
+        for order, share in reaches[pool.pool].orders():
+            clusters = tuple(dict.fromkeys([*order, *fallback]))
+            targets[clusters] = targets.get(clusters, 0) + pool.weight * share
+    return tuple(targets.items())
+
+
+def ranked(pools: Iterable[WeightedPool]) -> list[list[WeightedPool]]:
+    """Groups of equal priority, the one to use first first."""
+    used = list(pools)
+    return [[pool for pool in used if _rank(pool) == rank] for rank in sorted({_rank(pool) for pool in used})]
+
+
+def _rank(pool: WeightedPool) -> float:
+    """Priority 1 is used first, then 2, 3 …, and 0 last."""
+    return pool.priority or float("inf")
+
+
+def _orders(route: Route, context: _Context) -> Iterable[tuple[str, ...]]:
+    if route.forward is not None and _on_port(route.match, context.door.port):
+        yield from (order for order, _ in _targets(route.forward.pools, context.reaches))
+
+
+def _forward(targets: Sequence[tuple[tuple[str, ...], int]], forward: Forward, context: _Context, *, idempotent: bool) -> Fields:
+    action = {
+        **_clusters(targets),
+        "timeout": milliseconds(forward.timeout),
+        "retry_policy": _retry(forward.retry, idempotent=idempotent),
+        "hash_policy": [_hash(policy) for policy in forward.hash_policies or context.lb.hash_policies],
+        **_host(forward),
+        **_rewrite(forward),
+        **_idle(forward, context.lb),
+    }
+    if forward.web_socket:
+        action["upgrade_configs"] = [{"upgrade_type": "websocket"}]
+    return {"route": action}
+
+
+def _clusters(targets: Sequence[tuple[tuple[str, ...], int]]) -> Fields:
+    if len(targets) == 1:
+        return {"cluster": names.first_of(targets[0][0])}
+    weighted = [{"name": names.first_of(order), "weight": number(weight)} for order, weight in targets]
+    return {"weighted_clusters": {"clusters": weighted}}
+
+
+def _retry(retry: RetryPolicy, *, idempotent: bool) -> Fields:
+    """An empty policy instead of none would inherit the virtual host's; there is none."""
+    if not retry.num_retries:
+        return {}
+    conditions = {*(retry.conditions or (_REPLAYED if idempotent else _UNTOUCHED)), "retriable-headers"}
+    marked = {"present_match": True} if "reset" in conditions else {"string_match": {"exact": names.UNREACHED}}
+    if retry.status_codes:
+        conditions.add("retriable-status-codes")
+    per_try = {"per_try_timeout": milliseconds(retry.per_try_timeout)} if retry.per_try_timeout else {}
+    return {
+        "retry_on": ",".join(sorted(conditions)),
+        "num_retries": number(retry.num_retries),
+        "retriable_status_codes": retry.status_codes,
+        "retriable_headers": [{"name": names.MARKER, **marked}],
+        "retry_priority": extension("envoy.retry_priorities.previous_priorities", PreviousPrioritiesConfig(update_frequency=1)),
+        "retry_host_predicate": [extension("envoy.retry_host_predicates.previous_hosts", PreviousHostsPredicate())],
+        "host_selection_retry_max_attempts": 3,
+        "retry_back_off": {"base_interval": milliseconds(retry.back_off_base), "max_interval": milliseconds(retry.back_off_max)},
+        **per_try,
+    }
+
+
+def _hash(policy: HashPolicy) -> Fields:
+    if policy.header is not None:
+        return {"header": {"header_name": policy.header}, "terminal": policy.terminal}
+    if policy.cookie is not None:
+        life = {} if policy.cookie_ttl is None else {"ttl": milliseconds(policy.cookie_ttl)}
+        return {"cookie": {"name": policy.cookie, "path": policy.cookie_path, **life}, "terminal": policy.terminal}
+    return {"connection_properties": {"source_ip": True}, "terminal": policy.terminal}
+
+
+def _host(forward: Forward) -> Fields:
+    if forward.auto_host_rewrite:
+        return {"auto_host_rewrite": flag(True)}
+    return {} if forward.host_rewrite is None else {"host_rewrite_literal": forward.host_rewrite}
+
+
+def _rewrite(forward: Forward) -> Fields:
+    if forward.regex_rewrite is not None:
+        rewrite = forward.regex_rewrite
+        return {"regex_rewrite": {"pattern": {"regex": rewrite.pattern}, "substitution": rewrite.substitution}}
+    return {} if forward.prefix_rewrite is None else {"prefix_rewrite": forward.prefix_rewrite}
+
+
+def _idle(forward: Forward, lb: HttpLoadBalancer) -> Fields:
+    limit = (forward.web_socket and forward.web_socket_idle_timeout) or lb.idle_timeout
+    return {"idle_timeout": milliseconds(limit)} if limit else {}

@@ -1,0 +1,48 @@
+"""What the pieces of one config are made from."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from agent.envoy.inputs import AgentSnapshot, Item, LocalState, Scope, body
+from agent.envoy.pools import CACHE, PoolView, bucket, view
+from agent.envoy.problems import Unrenderable
+from agent.protocol.items import ItemKind, Peer
+
+
+class Sources:
+    """What pieces are made from, looked up once per render."""
+
+    def __init__(self, snapshot: AgentSnapshot, local: LocalState, scope: Scope) -> None:
+        self.snapshot, self.local, self.scope = snapshot, local, scope
+        self.peers = snapshot.by_kind[ItemKind.PEER]
+        self.dialled = tuple(item for item in self.peers if _dialable(item))
+        dialable = frozenset(item.id.key for item in self.dialled)
+        pools = snapshot.by_kind[ItemKind.ORIGIN_POOL]
+        self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable) for item in pools}
+        self.policies = snapshot.by_key[ItemKind.POLICY]
+
+    def policies_of(self, keys: tuple[str, ...]) -> tuple[Item, ...]:
+        if not keys:
+            return ()
+        try:
+            return tuple([self.policies[key] for key in keys])
+        except KeyError as error:
+            raise Unrenderable(f"service policy {error.args[0]} is not here") from None
+
+    def secrets_of(self, refs: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
+        if not refs:
+            return ()
+        held = self.local.secrets
+        return tuple([(ref, held[ref]) for ref in refs if ref in held])
+
+    def healthy_here(self, pool: PoolView) -> int:
+        """Usable origins of this site, bucketed; as they were found healthy, if the site's view of itself says so."""
+        found = sum(map(len, pool.local or ()))
+        itself = self.local.peers.get(self.scope.site_id)
+        return bucket(found if itself is None else min(found, itself.exports.get(pool.key, found)))
+
+
+@lru_cache(CACHE)
+def _dialable(item: Item) -> bool:
+    peer = body(item, Peer)
+    return peer.direct and bool(peer.gateways)

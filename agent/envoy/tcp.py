@@ -1,0 +1,191 @@
+"""TCP load balancers: a CONNECT stream per connection, straight from the listener to the gateway of a site.
+
+Three things were learned from Envoy 1.40. A listener that changes drains its connections, so what changes with the health of sites is in a filter of its
+own that comes over ADS. A connection that crosses an internal listener loses what a server says right before it closes, so no internal listener is
+on the way; where a pool has origins here too, they are reached by CONNECT as well, inside the node. And a TCP proxy that tunnels over an
+aggregate cluster dies of a null pointer when its client closes, so sites are chosen by weights alone, and which ones by `render`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
+from envoy.extensions.matching.common_inputs.network.v3.network_inputs_pb2 import SourcePortInput
+from envoy.extensions.matching.input_matchers.consistent_hashing.v3.consistent_hashing_pb2 import ConsistentHashing
+from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
+from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import StringValue
+from xds.type.matcher.v3.matcher_pb2 import Matcher
+
+from agent.envoy import access, clusters, connections, names
+from agent.envoy.gateway import connect_route
+from agent.envoy.ingress import Bind, listener_message
+from agent.envoy.inputs import Item, ItemId, Scope, body
+from agent.envoy.messages import ADS, TYPE_PREFIX, Fields, extension, header, literal, milliseconds, number, packed
+from agent.envoy.policy import Requests, first_match, verdicts
+from agent.envoy.pools import CACHE, PoolView
+from agent.envoy.predicates import source_ip
+from agent.envoy.resources import Resource, resource
+from agent.envoy.routes import ranked
+from agent.envoy.tunnel import TUNNEL_BUFFER
+from agent.protocol.items import TcpLoadBalancer, WeightedPool
+
+_CONNECT_ATTEMPTS = 3
+_NOWHERE = "nowhere"
+"""The name of no cluster."""
+_DENIED = "denied"
+"""The name of no filter chain: Envoy closes the connection."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A share of a load balancer's connections, and the pool that it goes to."""
+
+    pool: str
+    weight: int
+    clusters: tuple[tuple[str, int], ...]
+    """With weights; empty when nothing can serve."""
+    tunnelled: bool
+
+
+@lru_cache(CACHE)
+def branches(item: Item, pools: tuple[PoolView, ...], site_id: str, healthy: tuple[int, ...]) -> tuple[Branch, ...]:
+    """Pools of the best priority that can serve, or of the best one if none can. `healthy`: usable origins of each pool at this site."""
+    lb = body(item, TcpLoadBalancer)
+    views = {pool.key: (pool, count) for pool, count in zip(pools, healthy, strict=True)}
+    groups = [
+        tuple(_branch(lb, weighted, *views[weighted.pool], site_id) for weighted in group)
+        for group in ranked(pool for pool in lb.pools if pool.weight and pool.pool in views)
+    ]
+    usable = ([branch for branch in group if branch.clusters] for group in groups)
+    return tuple(next(filter(None, usable), groups[0] if groups else ()))
+
+
+def _branch(lb: TcpLoadBalancer, weighted: WeightedPool, pool: PoolView, here: int, site_id: str) -> Branch:
+    if not pool.crosses:
+        return Branch(pool.key, weighted.weight, ((names.pool(pool.key), 1),) if here else (), tunnelled=False)
+    sites = dict(pool.remote or ()) | ({site_id: here} if here else {})
+    chosen = _chosen(lb, pool, site_id, sites)
+    clusters_ = tuple((names.HERE if site == site_id else names.site(site), sites[site]) for site in chosen)
+    return Branch(pool.key, weighted.weight, clusters_, tunnelled=True)
+
+
+def _chosen(lb: TcpLoadBalancer, pool: PoolView, site_id: str, sites: Mapping[str, int]) -> list[str]:
+    """Clients that are to stay with an origin all go to the same site."""
+    if pool.pool.selection == "LOCAL_PREFERRED" and site_id in sites:
+        return [site_id]
+    if lb.hash_source_ip and sites:
+        return [max(sites, key=lambda site: (sites[site], site))]
+    return sorted(sites)
+
+
+@lru_cache(CACHE)
+def listener(
+    bind: Bind, key: str, shares: tuple[tuple[str, int], ...], policies: tuple[Item, ...] | None, scope: Scope, sources: frozenset[ItemId]
+) -> Resource:
+    """A port of the load balancer with that key. `shares`: pools with weights.
+
+    Policies decide in the choice of a filter chain: the RBAC filter looks only when the client's first byte comes, by which time a server
+    that speaks first has spoken.
+    """
+    chains = [{"name": pool, "filters": [_by_ads(_proxy_name(key, pool), TcpProxy)]} for pool, _ in shares]
+    choice: Fields = {}
+    if policies is not None:
+        requests = Requests(lambda sites: scope.site_id in sites, source_ip(), is_http=False)
+        choice["filter_chain_matcher"] = first_match(
+            verdicts(policies, requests), {"ALLOW": {"matcher": _choice(shares)}, "DENY": _chain(_DENIED)}
+        )
+    elif len(shares) > 1:
+        choice["filter_chain_matcher"] = _choice(shares)
+    return resource(listener_message(bind, chains, **choice), sources)
+
+
+def _choice(shares: Sequence[tuple[str, int]]) -> Matcher:
+    """By the client's port, which is as good as random: its hash falls on a pool in proportion to the pool's weight."""
+    total = sum(weight for _, weight in shares)
+    matchers = []
+    for index, (pool, _) in enumerate(shares[:-1]):
+        reached = sum(weight for _, weight in shares[: index + 1])
+        hashed = ConsistentHashing(modulo=total, threshold=total - reached)
+        port = extension("port", SourcePortInput())
+        predicate = {"single_predicate": {"input": port, "custom_match": extension("share", hashed)}}
+        matchers.append({"predicate": predicate, "on_match": _chain(pool)})
+    listed = {"matcher_list": {"matchers": matchers}} if matchers else {}
+    return Matcher(on_no_match=_chain(shares[-1][0]), **listed)
+
+
+def _chain(name: str) -> Fields:
+    return {"action": extension("chain", StringValue(value=name))}
+
+
+def _proxy_name(key: str, pool: str) -> str:
+    return f"tcp|{key}|{pool}"
+
+
+def _by_ads(name: str, type_: type[Message]) -> Fields:
+    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": [TYPE_PREFIX + type_.DESCRIPTOR.full_name]}}
+
+
+@lru_cache(CACHE)
+def proxy(item: Item, branch: Branch) -> Resource:
+    """The filter that connects."""
+    lb = body(item, TcpLoadBalancer)
+    message = TcpProxy(
+        stat_prefix="tcp",
+        idle_timeout=milliseconds(lb.idle_timeout),
+        max_connect_attempts=number(_CONNECT_ATTEMPTS),
+        hash_policy=[{"source_ip": {}}] if lb.hash_source_ip else [],
+        access_log=access.tcp_logs(item.id.key),
+        tunneling_config=_tunneling(item.id.key, branch.pool) if branch.tunnelled else None,
+        **_clusters(branch.clusters),
+    )
+    return resource(TypedExtensionConfig(name=_proxy_name(item.id.key, branch.pool), typed_config=packed(message)), [item.id])
+
+
+def _tunneling(key: str, pool: str) -> Fields:
+    client = header(names.CLIENT_HEADER, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")
+    return {
+        "hostname": names.export_authority("tcp", pool),
+        "headers_to_add": [header(names.LB_HEADER, literal(key)), client],
+    }
+
+
+def _clusters(weighted: Sequence[tuple[str, int]]) -> Fields:
+    if len(weighted) > 1:
+        return {"weighted_clusters": {"clusters": [{"name": name, "weight": weight} for name, weight in weighted]}}
+    return {"cluster": weighted[0][0] if weighted else _NOWHERE}
+
+
+def here(pools: Iterable[str], scope: Scope) -> tuple[Resource, Resource, Resource]:
+    """Listener, cluster and routes of CONNECT streams to this site's own origins of the pools."""
+    manager = connections.manager(
+        stat_prefix=names.HERE,
+        route_config_name=names.HERE,
+        codec_type="HTTP2",
+        http2_protocol_options=clusters.http2(),
+        stream_idle_timeout=milliseconds(0),
+        upgrade_configs=[{"upgrade_type": "CONNECT"}],
+    )
+    message = Listener(
+        name=names.HERE,
+        internal_listener={},
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
+        filter_chains=[{"filters": [manager]}],
+    )
+    options = HttpProtocolOptions(explicit_http_config={"http2_protocol_options": clusters.http2()})
+    protocol = {clusters.HTTP_OPTIONS: packed(options)}
+    routes = RouteConfiguration(name=names.HERE, virtual_hosts=[_own_host(pool) for pool in sorted(pools)])
+    return (
+        resource(message, []),
+        clusters.internal(names.HERE, scope.site_id, typed_extension_protocol_options=protocol),
+        resource(routes, []),
+    )
+
+
+def _own_host(pool: str) -> Fields:
+    authority = names.export_authority("tcp", pool)
+    return {"name": authority, "domains": [authority], "routes": [connect_route(names.pool(pool))]}

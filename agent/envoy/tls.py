@@ -1,0 +1,118 @@
+"""Transport sockets and the secrets that they name. Secrets go over ADS, so that renewing one changes no listener and no cluster."""
+
+from collections.abc import Iterable
+
+from envoy.extensions.transport_sockets.internal_upstream.v3.internal_upstream_pb2 import InternalUpstreamTransport
+from envoy.extensions.transport_sockets.raw_buffer.v3.raw_buffer_pb2 import RawBuffer
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
+from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsContext, UpstreamTlsContext
+
+from agent.envoy import names
+from agent.envoy.inputs import ItemId, NodeIdentity, Scope
+from agent.envoy.messages import ADS, METADATA, Fields, extension, flag
+from agent.envoy.resources import Resource, resource
+from agent.protocol.items import OriginTls, ServerTls, TlsCertificate
+
+CIPHERS_OF_PEERS = "TLSv1_3"
+"""Between sites nothing older is spoken. Upstream contexts default to a maximum of 1.2, so both ends of the range are set."""
+
+
+def _sds(name: str) -> Fields:
+    return {"name": name, "sds_config": ADS}
+
+
+def certificate_name(certificate: TlsCertificate) -> str:
+    return f"tls|{certificate.private_key}"
+
+
+def secret(certificate: TlsCertificate, private_key: bytes, source: ItemId) -> Resource:
+    """A certificate that a user gave."""
+    pair = {
+        "certificate_chain": {"inline_string": certificate.certificate_pem},
+        "private_key": {"inline_bytes": private_key},
+    }
+    return resource(Secret(name=certificate_name(certificate), tls_certificate=pair), [source])
+
+
+def node_secrets(node: NodeIdentity, scope: Scope, site: ItemId) -> tuple[Resource, ...]:
+    """The node's own certificate, and the anchor of its peers: the tenant's intermediate alone."""
+    pair = {
+        "certificate_chain": {"inline_string": node.certificate_pem},
+        "private_key": {"inline_string": node.private_key_pem},
+    }
+    anchor = {"trusted_ca": {"inline_string": scope.peer_anchor_pem}}
+    return (
+        resource(Secret(name=names.NODE_SECRET, tls_certificate=pair), []),
+        resource(Secret(name=names.PEER_ANCHOR_SECRET, validation_context=anchor), [site]),
+    )
+
+
+def _peer_context(uri_prefix: str, alpn: Iterable[str]) -> Fields:
+    return {
+        "tls_params": {"tls_minimum_protocol_version": CIPHERS_OF_PEERS, "tls_maximum_protocol_version": CIPHERS_OF_PEERS},
+        "tls_certificate_sds_secret_configs": [_sds(names.NODE_SECRET)],
+        "alpn_protocols": list(alpn),
+        "combined_validation_context": {
+            "default_validation_context": {
+                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"prefix": uri_prefix}}],
+            },
+            "validation_context_sds_secret_config": _sds(names.PEER_ANCHOR_SECRET),
+        },
+    }
+
+
+def to_site(scope: Scope, site_id: str) -> Fields:
+    """Transport socket for the gateways of a peer: they must prove to be that site."""
+    context = _peer_context(names.site_uri(scope.trust_domain, scope.tenant_id, site_id), ["h2"])
+    return extension("envoy.transport_sockets.tls", UpstreamTlsContext(common_tls_context=context))
+
+
+def from_peers(scope: Scope) -> Fields:
+    """Transport socket of the gateway: clients must be nodes of the tenant."""
+    context = _peer_context(names.tenant_uri(scope.trust_domain, scope.tenant_id), ["h2"])
+    socket = DownstreamTlsContext(common_tls_context=context, require_client_certificate=flag(True))
+    return extension("envoy.transport_sockets.tls", socket)
+
+
+def server(tls: ServerTls) -> Fields:
+    """Transport socket of a load balancer."""
+    context = {
+        "tls_params": {
+            "tls_minimum_protocol_version": tls.min_version,
+            "tls_maximum_protocol_version": tls.max_version,
+            "cipher_suites": tls.cipher_suites,
+        },
+        "tls_certificate_sds_secret_configs": [_sds(certificate_name(certificate)) for certificate in tls.certificates],
+        "alpn_protocols": ["h2", "http/1.1"],
+    }
+    return extension("envoy.transport_sockets.tls", DownstreamTlsContext(common_tls_context=context))
+
+
+def to_origin(tls: OriginTls, alpn: Iterable[str], trusted_ca_file: str) -> Fields:
+    """Transport socket for origins. `trusted_ca_file` holds the public roots."""
+    context: Fields = {
+        "tls_params": {
+            "tls_minimum_protocol_version": tls.min_version,
+            "tls_maximum_protocol_version": tls.max_version,
+            "cipher_suites": tls.cipher_suites,
+        },
+        "alpn_protocols": list(alpn),
+    }
+    if tls.client_certificate is not None:
+        context["tls_certificate_sds_secret_configs"] = [_sds(certificate_name(tls.client_certificate))]
+    if tls.verify != "none":
+        roots = {"filename": trusted_ca_file} if tls.verify == "public" else {"inline_string": tls.trusted_ca_pem}
+        expected = [{"san_type": "DNS", "matcher": {"exact": tls.sni, "ignore_case": True}}] if tls.sni else []
+        context["validation_context"] = {"trusted_ca": roots, "match_typed_subject_alt_names": expected}
+    return extension("envoy.transport_sockets.tls", UpstreamTlsContext(common_tls_context=context, sni=tls.sni or ""))
+
+
+def plaintext() -> Fields:
+    return extension("envoy.transport_sockets.raw_buffer", RawBuffer())
+
+
+def internal() -> Fields:
+    """Transport socket for internal listeners: the host's metadata and shared filter state go along."""
+    passed = [{"name": METADATA, "kind": {"host": {}}}]
+    socket = InternalUpstreamTransport(passthrough_metadata=passed, transport_socket=plaintext())
+    return extension("envoy.transport_sockets.internal_upstream", socket)

@@ -1,0 +1,198 @@
+"""What the control plane wants here: follows the manifest by long poll and fetches the items and secrets it lacks."""
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import NoReturn, Protocol
+
+import structlog
+from pydantic import ValidationError
+
+from agent.backoff import backoff
+from agent.envoy.inputs import AgentSnapshot, Item, ItemId
+from agent.errors import AgentError, Busy, NotRecognised, Refused, Unreachable
+from agent.protocol.base import content_hash
+from agent.protocol.items import TYPES, ItemKind
+from agent.protocol.manifest import Entry, ItemBody, Manifest, ManifestAnswer
+from agent.protocol.report import Rejection
+from agent.state import Saved
+
+log = structlog.get_logger()
+
+_SECRET = re.compile(r"secret:[0-9a-f-]{36}:[0-9]+")
+_REASON_LENGTH = 4096
+_LEAST_POLL_S = 1.0
+"""A server that has nothing new and does not wait is asked no more often."""
+_QUIET_S = 60.0
+"""While an outage lasts, it is logged so often."""
+
+
+class Source(Protocol):
+    """The part of `control.ControlPlane` that is needed here."""
+
+    async def manifest(self, known: str | None, *, wait: bool) -> ManifestAnswer: ...
+    async def items(self, hashes: Sequence[str]) -> tuple[ItemBody, ...]: ...
+    async def secrets(self, refs: Sequence[str]) -> dict[str, bytes]: ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One manifest with everything behind it. Never changed in place."""
+
+    manifest: Manifest
+    revision: int = 0
+    snapshot: AgentSnapshot = field(default_factory=AgentSnapshot)
+    """The items that this agent understands."""
+    broken: tuple[Rejection, ...] = ()
+    """The items that it does not."""
+    bodies: Mapping[str, str] = field(default_factory=dict)
+    """Canonical JSON by hash."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+class Intake:
+    """`current` is what was fetched last; `changed` is called after it was replaced."""
+
+    def __init__(self, source: Source, start: Wanted, changed: Callable[[], None]) -> None:
+        self._source = source
+        self._changed = changed
+        self._known: str | None = start.manifest.hash if start.manifest.entries else None
+        self.current = start
+        self.connected = False
+
+    async def run(self) -> NoReturn:
+        """Follow forever; while the control plane is away, `current` stays."""
+        delays, quiet_until = backoff(0.5, 15.0), 0.0
+        clock = asyncio.get_running_loop().time
+        while True:
+            began, before = clock(), self.current
+            try:
+                await self.step()
+            except (Unreachable, Refused) as error:
+                if self.connected or clock() >= quiet_until:
+                    log.warning("control plane is away, serving on", reason=str(error))
+                    quiet_until = clock() + _QUIET_S
+                self.connected = False
+                await asyncio.sleep(max(next(delays), _least_pause(error)))
+            else:
+                if not self.connected:
+                    log.info("control plane is there", revision=self.current.revision)
+                self.connected, delays = True, backoff(0.5, 15.0)
+                if self.current is before and clock() - began < _LEAST_POLL_S:
+                    await asyncio.sleep(_LEAST_POLL_S)
+
+    async def step(self) -> None:
+        """One poll; the first one after an outage is answered at once. An answer that does not add up makes the next one ask for the whole manifest."""
+        known, self._known = self._known, None
+        answer = await self._source.manifest(known, wait=self.connected)
+        manifest = _merged(self.current.manifest, answer, known)
+        if manifest is None:
+            raise Unreachable("the manifest does not have the hash it claims")
+        if manifest.hash != self.current.manifest.hash or known is None:
+            self.current = await self._fetch(manifest, answer.revision)
+            self._changed()
+        elif answer.revision > self.current.revision:
+            self.current = replace(self.current, revision=answer.revision)
+            self._changed()
+        self._known = manifest.hash
+
+    async def _fetch(self, manifest: Manifest, revision: int) -> Wanted:
+        bodies = await self._bodies(manifest.entries)
+        items, broken = _parsed(manifest.entries, bodies, self.current.snapshot)
+        secrets = await self._secrets(bodies.values())
+        return Wanted(manifest, revision, AgentSnapshot.of(items), broken, bodies, secrets)
+
+    async def _bodies(self, entries: Iterable[Entry]) -> dict[str, str]:
+        """Of all entries; raises `Unreachable` if the server does not have one (any more)."""
+        have = self.current.bodies
+        bodies = {entry.hash: have[entry.hash] for entry in entries if entry.hash in have}
+        missing = list(dict.fromkeys(entry.hash for entry in entries if entry.hash not in bodies))
+        while missing:
+            answered = {item.hash: item.body for item in await self._source.items(missing) if content_hash(item.body.encode()) == item.hash}
+            if not answered.keys() & set(missing):
+                raise Unreachable(f"the control plane does not have {len(missing)} items of its own manifest")
+            bodies |= answered
+            missing = [hash for hash in missing if hash not in bodies]
+        return bodies
+
+    async def _secrets(self, bodies: Iterable[str]) -> dict[str, bytes]:
+        """As far as the server gives them; an item whose secret is missing is a problem of that item alone."""
+        refs = {ref for body in bodies for ref in _SECRET.findall(body)}
+        secrets = {ref: self.current.secrets[ref] for ref in refs if ref in self.current.secrets}
+        missing = sorted(refs - secrets.keys())
+        while missing:
+            try:
+                answered = await self._source.secrets(missing)
+            except NotRecognised:
+                raise
+            except Refused as refusal:
+                log.warning("secrets are refused", reason=str(refusal), count=len(missing))
+                break
+            if not answered.keys() & set(missing):
+                break
+            secrets |= answered
+            missing = [ref for ref in missing if ref not in secrets]
+        return secrets
+
+
+def _merged(held: Manifest, answer: ManifestAnswer, known: str | None) -> Manifest | None:
+    """The manifest that the answer means; None if it does not have the hash that it should have."""
+    entries = {} if answer.since is None else {(entry.kind, entry.key): entry for entry in held.entries}
+    if answer.since is not None and answer.since != known:
+        return None
+    for gone in answer.removed:
+        entries.pop(gone, None)
+    entries |= {(entry.kind, entry.key): entry for entry in answer.entries}
+    manifest = Manifest(entries=tuple(entry for _, entry in sorted(entries.items(), key=lambda pair: pair[0])))
+    return manifest if manifest.hash == answer.hash else None
+
+
+def _parsed(entries: Iterable[Entry], bodies: Mapping[str, str], known: AgentSnapshot) -> tuple[tuple[Item, ...], tuple[Rejection, ...]]:
+    """The items, and what cannot be read. Items that are known by their hash are not read again."""
+    items, broken = [], []
+    for entry in entries:
+        id = ItemId(entry.kind, entry.key)
+        held = known.items.get(id)
+        try:
+            items.append(held if held is not None and held.hash == entry.hash else read(id, entry.hash, bodies[entry.hash]))
+        except ValidationError as error:
+            broken.append(Rejection(kind=entry.kind, key=entry.key, hash=entry.hash, reason=_words(error)))
+    return tuple(items), tuple(broken)
+
+
+def read(id: ItemId, hash: str, body: str) -> Item:
+    """Raises `pydantic.ValidationError`."""
+    return Item(id, hash, TYPES[ItemKind(id.kind)].read(body.encode()))
+
+
+def readable(entries: Iterable[Entry], bodies: Mapping[str, str]) -> Iterator[Item]:
+    """Items that are there and that this version of the agent can read."""
+    for entry in entries:
+        with suppress(KeyError, ValidationError):
+            yield read(ItemId(entry.kind, entry.key), entry.hash, bodies[entry.hash])
+
+
+def restored(saved: Saved) -> Wanted:
+    """What was wanted when the state was saved."""
+    return Wanted(
+        manifest=Manifest(entries=saved.wanted),
+        revision=saved.revision,
+        snapshot=AgentSnapshot.of(readable(saved.wanted, saved.bodies)),
+        bodies=saved.bodies,
+        secrets={ref: base64.b64decode(body) for ref, body in saved.secrets.items()},
+    )
+
+
+def _words(error: ValidationError) -> str:
+    def lines() -> Iterator[str]:
+        for detail in error.errors(include_url=False, include_input=False):
+            yield f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
+
+    return ("this agent cannot read it: " + "; ".join(lines()))[:_REASON_LENGTH]
+
+
+def _least_pause(error: AgentError) -> float:
+    return (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0

@@ -1,0 +1,134 @@
+"""Where the origins of this site are now: clusters and DNS names that are followed as the snapshot needs them."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
+
+import structlog
+
+from agent.discovery.dns import FollowedNames
+from agent.discovery.kubeconfig import ClusterAccess, from_item
+from agent.discovery.kubernetes import MAX_REASON, WatchedCluster
+from agent.discovery.table import ServiceTable, needed_names, resolve
+from agent.envoy.inputs import AgentSnapshot, Endpoint, Item, OriginId, body
+from agent.errors import Misconfigured
+from agent.protocol.items import Discovery, ItemKind, Origin, OriginPool
+from agent.protocol.report import DiscoveryReport
+
+log = structlog.get_logger()
+
+_REMEMBERED = 20_000
+OWN = "in-cluster"
+"""Key under which the node's own cluster is reported."""
+
+
+@dataclass
+class _Followed:
+    cluster: WatchedCluster
+    task: asyncio.Task[None]
+    hash: str
+    reported: tuple[ServiceTable | None, bool, str] | None = None
+    last: DiscoveryReport | None = None
+
+    def report(self, key: str) -> DiscoveryReport:
+        """Made anew only when there is something new: a cluster may have thousands of services."""
+        state = (self.cluster.table, self.cluster.connected, self.cluster.reason)
+        if self.last is None or self.reported is None or self.reported[0] is not state[0] or self.reported[1:] != state[1:]:
+            self.reported, self.last = state, self.cluster.report(key)
+        return self.last
+
+
+@dataclass
+class SiteOrigins:
+    """`changed` is called when endpoints may be others. To be closed."""
+
+    site_id: str
+    own: Callable[[], ClusterAccess] | None
+    """How to reach the cluster that this node belongs to, if there is one."""
+    secrets: Callable[[], Mapping[str, bytes]]
+    changed: Callable[[], None]
+    _clusters: dict[str, _Followed] = field(default_factory=dict, init=False)
+    _refused: dict[str, DiscoveryReport] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._names = FollowedNames(self.changed)
+        self._asked: Mapping[str, float] = {}
+        if self.own is not None:
+            self._start(OWN, "", WatchedCluster(self.own, self.changed))
+
+    def follow(self, snapshot: AgentSnapshot) -> None:
+        wanted = {item.id.key: item for item in snapshot.by_kind[ItemKind.DISCOVERY]}
+        for key, followed in list(self._clusters.items()):
+            if key != OWN and (key not in wanted or wanted[key].hash != followed.hash):
+                self._clusters.pop(key).task.cancel()
+        self._refused = {key: report for key, report in self._refused.items() if key in wanted}
+        for key in wanted.keys() - self._clusters.keys():
+            self._watch(wanted[key])
+        self._follow_names(snapshot)
+
+    def _watch(self, item: Item) -> None:
+        discovery = body(item, Discovery)
+        try:
+            cluster = WatchedCluster(
+                lambda: from_item(discovery, self.secrets()),
+                self.changed,
+                cluster_id=discovery.cluster_id,
+                delivery=discovery.delivery,
+                namespace_mapping=discovery.namespace_mapping,
+            )
+        except Misconfigured as error:
+            self._refused[item.id.key] = DiscoveryReport(discovery=item.id.key, connected=False, reason=str(error)[:MAX_REASON])
+            return
+        self._refused.pop(item.id.key, None)
+        self._start(item.id.key, item.hash, cluster)
+
+    def _start(self, key: str, hash: str, cluster: WatchedCluster) -> None:
+        self._clusters[key] = _Followed(cluster, asyncio.create_task(cluster.run(), name=f"cluster {key}"), hash)
+
+    def _follow_names(self, snapshot: AgentSnapshot) -> None:
+        tables = self._tables
+        wanted: dict[str, float] = {}
+        for _, origin in self._origins(snapshot):
+            for name in needed_names(origin, tables):
+                wanted[name] = float(origin.refresh_interval_s)
+        if wanted != self._asked:
+            self._asked = wanted
+            self._names.follow(wanted)
+
+    def endpoints(self, snapshot: AgentSnapshot) -> Mapping[OriginId, tuple[Endpoint, ...]]:
+        tables, names = self._tables, self._names.addresses
+        return {id: resolve(origin, tables, names) for id, origin in self._origins(snapshot)}
+
+    def _origins(self, snapshot: AgentSnapshot) -> Iterator[tuple[OriginId, Origin]]:
+        """Those that this site dials itself."""
+        return chain.from_iterable(_origins(item, self.site_id) for item in snapshot.by_kind[ItemKind.ORIGIN_POOL])
+
+    @property
+    def _tables(self) -> tuple[ServiceTable, ...]:
+        return tuple(it.cluster.table for it in self._clusters.values() if it.cluster.table is not None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cluster was read, and every name resolved or refused, once since the start."""
+        clusters = all(it.cluster.table is not None for it in self._clusters.values())
+        return clusters and self._asked.keys() <= self._names.addresses.keys() | self._names.failures.keys()
+
+    @property
+    def reports(self) -> tuple[DiscoveryReport, ...]:
+        followed = (it.report(key) for key, it in sorted(self._clusters.items()))
+        return (*followed, *(report for _, report in sorted(self._refused.items())))
+
+    async def close(self) -> None:
+        tasks = [followed.task for followed in self._clusters.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._names.close()
+
+
+@lru_cache(_REMEMBERED)
+def _origins(item: Item, site_id: str) -> tuple[tuple[OriginId, Origin], ...]:
+    origins = body(item, OriginPool).origins
+    return tuple((OriginId(item.id.key, origin.key), origin) for origin in origins if origin.sites is None or site_id in origin.sites)

@@ -1,0 +1,410 @@
+"""Items: what one site needs to know, each compiled once for all sites that need it.
+
+References between items are keys: `namespace/name` for objects that users wrote, the immutable id for sites.
+Durations are milliseconds unless the name says otherwise. Secrets are never here, only `SecretRef`s.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from agent.protocol.base import Body
+
+SecretRef = Annotated[str, Field(pattern=r"^secret:[0-9a-f-]{36}:[0-9]+$")]
+"""`secret:<uid>:<version>`; the body is fetched in an authenticated call of its own."""
+
+Network = Literal["inside", "outside", "service"]
+
+
+class ItemKind(StrEnum):
+    """Kinds in the order in which a reader wants to see them."""
+
+    SITE = "site"
+    LISTENER = "listener"
+    HTTP_LOADBALANCER = "http_loadbalancer"
+    TCP_LOADBALANCER = "tcp_loadbalancer"
+    ORIGIN_POOL = "origin_pool"
+    EXPORT = "export"
+    PEER = "peer"
+    POLICY = "policy"
+    DISCOVERY = "discovery"
+
+
+class Site(Body):
+    """The site itself; exactly one per snapshot, keyed by its id."""
+
+    tenant_id: str
+    tenant: str
+    site_id: str
+    name: str
+    labels: dict[str, str] = {}
+    trust_domain: str
+    peer_anchor_pem: str
+    """The tenant's intermediate: the only anchor for certificates of peers."""
+    control_plane_anchor_pem: str = ""
+    """The roots (a bundle) under which control planes are trusted."""
+    tunnel_dead_timeout: int = 10_000
+
+
+class Listener(Body):
+    """Where load balancers listen on this site; key `<network>/<address or *>/<port>`."""
+
+    network: Network
+    address: str | None = None
+    """A specific VIP; otherwise the node's own address on that network."""
+    port: int
+    protocol: Literal["http", "https", "tcp"]
+    load_balancers: tuple[str, ...]
+    """`namespace/name`, lowest (created revision, key) first. Exactly one for `tcp`."""
+
+
+class HeaderMatch(Body):
+    name: str
+    exact: str | None = None
+    regex: str | None = None
+    present: bool | None = None
+    invert: bool = False
+
+
+class QueryMatch(Body):
+    name: str
+    exact: str | None = None
+    regex: str | None = None
+    present: bool | None = None
+
+
+class RouteMatch(Body):
+    """Exactly one of prefix, path and regex."""
+
+    prefix: str | None = None
+    path: str | None = None
+    regex: str | None = None
+    methods: tuple[str, ...] = ()
+    """Empty means any."""
+    headers: tuple[HeaderMatch, ...] = ()
+    query: tuple[QueryMatch, ...] = ()
+    incoming_ports: tuple[tuple[int, int], ...] = ()
+    """Inclusive ranges; empty means any."""
+
+
+class WeightedPool(Body):
+    pool: str
+    weight: int = 1
+    """0 takes the pool out of use."""
+    priority: int = 1
+    """1 is used first, then 2, 3 …, and 0 last."""
+
+
+class HeaderValue(Body):
+    name: str
+    value: str = ""
+    secret: SecretRef | None = None
+    append: bool = False
+
+
+class HeaderEdits(Body):
+    request_add: tuple[HeaderValue, ...] = ()
+    request_remove: tuple[str, ...] = ()
+    response_add: tuple[HeaderValue, ...] = ()
+    response_remove: tuple[str, ...] = ()
+
+
+class RetryPolicy(Body):
+    num_retries: int = 2
+    """0 switches retries off."""
+    conditions: tuple[str, ...] = ()
+    """Envoy's words. Empty means the default: whatever cannot have reached an origin, and `reset` where the method is idempotent."""
+    status_codes: tuple[int, ...] = ()
+    per_try_timeout: int = 0
+    back_off_base: int = 25
+    back_off_max: int = 250
+
+
+class HashPolicy(Body):
+    """One term of consistent hashing; exactly one of the three."""
+
+    header: str | None = None
+    cookie: str | None = None
+    cookie_ttl: int | None = None
+    cookie_path: str = ""
+    source_ip: bool = False
+    terminal: bool = False
+
+
+class RegexRewrite(Body):
+    pattern: str
+    substitution: str
+
+
+class Forward(Body):
+    pools: tuple[WeightedPool, ...]
+    timeout: int = 30_000
+    """Of the whole request; 0 means none."""
+    retry: RetryPolicy = RetryPolicy()
+    host_rewrite: str | None = None
+    auto_host_rewrite: bool = False
+    prefix_rewrite: str | None = None
+    regex_rewrite: RegexRewrite | None = None
+    web_socket: bool = False
+    web_socket_idle_timeout: int = 0
+    hash_policies: tuple[HashPolicy, ...] = ()
+    """Empty means the load balancer's."""
+
+
+class Redirect(Body):
+    host: str | None = None
+    path: str | None = None
+    prefix_rewrite: str | None = None
+    scheme: Literal["http", "https"] | None = None
+    response_code: int = 301
+    query: Literal["retain", "remove"] | str = "retain"
+    """`retain`, `remove`, or `replace:<new query string>`."""
+
+
+class DirectResponse(Body):
+    status: int
+    body: str = ""
+
+
+class Route(Body):
+    """First match wins. Exactly one of forward, redirect and response."""
+
+    match: RouteMatch
+    forward: Forward | None = None
+    redirect: Redirect | None = None
+    response: DirectResponse | None = None
+    headers: HeaderEdits = HeaderEdits()
+    policy_disabled: bool = False
+
+
+class TlsCertificate(Body):
+    certificate_pem: str
+    """Leaf first, then its chain."""
+    private_key: SecretRef
+
+
+class ServerTls(Body):
+    certificates: tuple[TlsCertificate, ...]
+    min_version: Literal["TLSv1_2", "TLSv1_3"] = "TLSv1_2"
+    max_version: Literal["TLSv1_2", "TLSv1_3"] = "TLSv1_3"
+    cipher_suites: tuple[str, ...] = ()
+
+
+class HttpLoadBalancer(Body):
+    """Keyed `namespace/name`. The default pools are the last route, with prefix `/`."""
+
+    domains: tuple[str, ...]
+    """Exact names, `*.suffix`, or `*`."""
+    tls: ServerTls | None = None
+    https_redirect: bool = False
+    """With `tls`: on listeners of protocol `http` this load balancer only redirects to https."""
+    hsts: bool = False
+    routes: tuple[Route, ...]
+    hash_policies: tuple[HashPolicy, ...] = ()
+    headers: HeaderEdits = HeaderEdits()
+    policies: tuple[str, ...] | None = None
+    """Keys of policies, evaluated in order, deny if none decides. None: no policy applies."""
+    idle_timeout: int = 0
+    max_request_header_kib: int = 60
+
+
+class TcpLoadBalancer(Body):
+    """Keyed `namespace/name`."""
+
+    pools: tuple[WeightedPool, ...]
+    idle_timeout: int = 3_600_000
+    """0 means none."""
+    hash_source_ip: bool = False
+    policies: tuple[str, ...] | None = None
+
+
+class Origin(Body):
+    """One origin server of a pool."""
+
+    key: str
+    """Unique in its pool and derived from what it says, never from its position."""
+    type: Literal["k8s_service", "ip", "dns"]
+    service: str | None = None
+    """`name.namespace` or `name.namespace:cluster-id`."""
+    address: str | None = None
+    """IP address or DNS name."""
+    refresh_interval_s: int = 0
+    port: int
+    """The service's port, or the port itself."""
+    sites: tuple[str, ...] | None = None
+    """Ids of the sites that can reach it, sorted; None: any site dials it itself (a public address)."""
+    network: Network = "inside"
+
+
+class HealthCheck(Body):
+    """Exactly one of http and tcp."""
+
+    interval_s: int
+    timeout_s: int
+    healthy_threshold: int
+    unhealthy_threshold: int
+    jitter_percent: int = 0
+    http_path: str | None = None
+    http_host: str = ""
+    """Empty: the name of the origin."""
+    http_headers: tuple[HeaderValue, ...] = ()
+    http_headers_remove: tuple[str, ...] = ()
+    http2: bool = False
+    expected_statuses: tuple[tuple[int, int], ...] = ()
+    """Inclusive ranges; empty means 200."""
+    tcp: bool = False
+    tcp_send: str = ""
+    tcp_receive: str = ""
+    """Hexadecimal, as is `tcp_send`; empty means that connecting suffices."""
+
+
+class OutlierDetection(Body):
+    consecutive_5xx: int = 5
+    consecutive_gateway_failure: int = 5
+    interval: int = 10_000
+    base_ejection_time: int = 30_000
+    max_ejection_percent: int = 10
+
+
+class CircuitBreaker(Body):
+    """None leaves Envoy's default for that limit."""
+
+    connection_limit: int | None = None
+    max_requests: int | None = None
+    pending_requests: int | None = None
+    retries: int | None = None
+    priority: Literal["DEFAULT", "HIGH"] = "DEFAULT"
+
+
+class OriginTls(Body):
+    sni: str | None = None
+    sni_from_host: bool = False
+    verify: Literal["none", "public", "custom"] = "public"
+    trusted_ca_pem: str = ""
+    min_version: Literal["TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3"] = "TLSv1_2"
+    max_version: Literal["TLSv1_0", "TLSv1_1", "TLSv1_2", "TLSv1_3"] = "TLSv1_3"
+    cipher_suites: tuple[str, ...] = ()
+    client_certificate: TlsCertificate | None = None
+
+
+class OriginPool(Body):
+    """Keyed `namespace/name`; the same item for the sites that call it and those that serve it."""
+
+    origins: tuple[Origin, ...]
+    algorithm: Literal["ROUND_ROBIN", "LEAST_REQUEST", "RING_HASH", "RANDOM", "LB_OVERRIDE"] = "ROUND_ROBIN"
+    selection: Literal["DISTRIBUTED", "LOCAL_ONLY", "LOCAL_PREFERRED"] = "DISTRIBUTED"
+    health_checks: tuple[HealthCheck, ...] = ()
+    health_check_port: int | None = None
+    tls: OriginTls | None = None
+    http: Literal["auto", "http1", "http2"] = "http1"
+    connection_timeout: int = 2_000
+    http_idle_timeout: int = 300_000
+    outlier_detection: OutlierDetection | None = None
+    circuit_breaker: CircuitBreaker | None = None
+    circuit_breaker_disabled: bool = False
+    panic_threshold_percent: int = 0
+    connection_reuse: bool = True
+
+
+class ExportUse(Body):
+    """A load balancer through which peers may call an export."""
+
+    load_balancer: str
+    protocol: Literal["http", "tcp"]
+    peers: tuple[str, ...]
+    """Ids of the sites where it is advertised, sorted."""
+    policies: tuple[str, ...] | None = None
+    policy_headers: tuple[str, ...] = ()
+    """Lower-case names of the headers that those policies look at, sorted."""
+    exempt_routes: bool = False
+    """Whether some route of the load balancer has its policies disabled; only then is a peer believed that says so of a request."""
+
+
+class Export(Body):
+    """A pool whose origins at this site are served to peers; keyed by the pool's key."""
+
+    pool: str
+    uses: tuple[ExportUse, ...]
+
+
+class Gateway(Body):
+    node_id: str
+    host: str
+    """IP address or DNS name."""
+    port: int
+
+
+class Peer(Body):
+    """Another site that this one calls or serves; keyed by its id."""
+
+    site_id: str
+    name: str
+    gateways: tuple[Gateway, ...] = ()
+    """Empty when the peer cannot be dialled directly from here."""
+    direct: bool = True
+    """Whether both sites are in one site mesh group; without it, there is no direct path."""
+
+
+class PolicyRule(Body):
+    """All conditions must hold; an empty condition holds always."""
+
+    name: str
+    action: Literal["ALLOW", "DENY", "NEXT_POLICY"]
+    sites: tuple[str, ...] | None = None
+    """Ids of source sites; None means any."""
+    prefixes: tuple[str, ...] = ()
+    prefixes_invert: bool = False
+    path_prefixes: tuple[str, ...] = ()
+    path_exact: tuple[str, ...] = ()
+    path_suffixes: tuple[str, ...] = ()
+    path_regexes: tuple[str, ...] = ()
+    path_invert: bool = False
+    methods: tuple[str, ...] = ()
+    methods_invert: bool = False
+    headers: tuple[HeaderMatch, ...] = ()
+    query: tuple[QueryMatch, ...] = ()
+    domains_exact: tuple[str, ...] = ()
+    domains_regex: tuple[str, ...] = ()
+
+
+class Policy(Body):
+    """Keyed `namespace/name`. Rules are in evaluation order; `default` decides when none matched (None: the next policy)."""
+
+    rules: tuple[PolicyRule, ...]
+    default: Literal["ALLOW", "DENY"] | None = None
+
+
+class NamespaceMapping(Body):
+    namespace_regex: str
+    namespace: str
+
+
+class Discovery(Body):
+    """One cluster that this site watches; keyed `namespace/name`. A node inside a cluster watches that one without being told."""
+
+    kubeconfig: SecretRef | None = None
+    api_server: str | None = None
+    """`host:port`, with the three below, when there is no kubeconfig."""
+    server_name: str = ""
+    certificate_pem: str = ""
+    client_key: SecretRef | None = None
+    trusted_ca_pem: str = ""
+    in_cluster: bool = False
+    cluster_id: str = ""
+    delivery: Literal["isolated", "reachable"] = "reachable"
+    namespace_mapping: tuple[NamespaceMapping, ...] = ()
+    """Empty: every namespace is discovered."""
+
+
+TYPES: dict[ItemKind, type[Body]] = {
+    ItemKind.SITE: Site,
+    ItemKind.LISTENER: Listener,
+    ItemKind.HTTP_LOADBALANCER: HttpLoadBalancer,
+    ItemKind.TCP_LOADBALANCER: TcpLoadBalancer,
+    ItemKind.ORIGIN_POOL: OriginPool,
+    ItemKind.EXPORT: Export,
+    ItemKind.PEER: Peer,
+    ItemKind.POLICY: Policy,
+    ItemKind.DISCOVERY: Discovery,
+}

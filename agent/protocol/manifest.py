@@ -1,0 +1,76 @@
+"""A snapshot is a manifest: the list of (kind, key, hash) that concern a site, and the items behind the hashes."""
+
+from functools import cached_property
+
+from pydantic import Field
+
+from agent.protocol.base import Message, content_hash
+from agent.protocol.items import ItemKind
+
+MANIFEST_PATH = "/api/agent/v1/manifest"
+ITEMS_PATH = "/api/agent/v1/items"
+SECRETS_PATH = "/api/agent/v1/secrets"
+
+ITEMS_PER_CALL = 256
+"""Agents ask for at most so many hashes in one call."""
+
+
+class Entry(Message):
+    kind: ItemKind
+    key: str
+    hash: str
+
+
+class Manifest(Message):
+    """Entries are sorted by (kind, key)."""
+
+    entries: tuple[Entry, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """Equal for equal sets of items, whatever the revision."""
+        lines = (f"{entry.kind} {entry.key} {entry.hash}\n" for entry in self.entries)
+        return content_hash("".join(lines).encode())
+
+
+class ManifestAnswer(Message):
+    """`GET …/manifest?hash=H&wait=S`: the current manifest; all of it, or the difference from the one with hash `since`.
+
+    `entries` is what was added or changed (all of it when `since` is None), `removed` what is gone. After a wait
+    without a change the answer repeats `hash` with `since == hash` and nothing in it: the same manifest holds at `revision`.
+    """
+
+    hash: str
+    revision: int
+    since: str | None = None
+    entries: tuple[Entry, ...] = ()
+    removed: tuple[tuple[ItemKind, str], ...] = ()
+
+
+class ItemsRequest(Message):
+    hashes: tuple[str, ...] = Field(max_length=ITEMS_PER_CALL)
+
+
+class ItemBody(Message):
+    hash: str
+    kind: ItemKind
+    body: str
+    """Canonical JSON: `content_hash(body) == hash`."""
+
+
+class ItemsAnswer(Message):
+    """In the order asked; what the server no longer knows is missing, and the agent asks for the manifest again.
+
+    The server cuts the answer short rather than exceed 4 MiB; the agent asks again for the rest.
+    """
+
+    items: tuple[ItemBody, ...]
+
+
+class SecretsRequest(Message):
+    refs: tuple[str, ...] = Field(max_length=ITEMS_PER_CALL)
+
+
+class SecretsAnswer(Message):
+    secrets: dict[str, str]
+    """By reference; base64 of the body."""

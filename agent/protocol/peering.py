@@ -1,0 +1,25 @@
+"""The small document that a gateway serves to its peers, over the tunnel and without the control plane."""
+
+from agent.protocol.base import Message
+
+PEER_AUTHORITY = "peers.isthmus"
+"""`:authority` of the document's requests at a gateway."""
+PEER_DOCUMENT_PATH = "/v1/exports"
+PEER_HEALTH_PATH = "/v1/health"
+
+
+class ExportState(Message):
+    pool: str
+    """Key of the export."""
+    healthy: int
+    """Healthy endpoints, bucketed down to a power of two; 0 means: do not use."""
+
+
+class PeerDocument(Message):
+    """Only exports that the asking peer may use."""
+
+    site_id: str
+    node_id: str
+    now: float
+    manifest_hash: str | None
+    exports: tuple[ExportState, ...]

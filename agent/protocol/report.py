@@ -1,0 +1,157 @@
+"""What a node says back. Heartbeats are small and frequent; reports carry what changed."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from agent.protocol.base import Message
+from agent.protocol.items import Gateway, ItemKind
+
+Count = Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)]
+"""What JSON, Postgres and Prometheus all can hold, sums included."""
+Moment = Annotated[float, Field(ge=0, lt=1e11)]
+"""Unix seconds."""
+Id = Annotated[str, Field(max_length=64)]
+Word = Annotated[str, Field(max_length=256)]
+"""A name, a version."""
+LabelKey = Annotated[str, Field(max_length=320)]
+"""`prefix/name`, as Kubernetes has it."""
+Text = Annotated[str, Field(max_length=4096)]
+"""For people."""
+ItemKey = Annotated[str, Field(max_length=300)]
+"""`namespace/name`, or a name of ours."""
+
+MOST_WARNINGS = 16
+MOST_REJECTED = 256
+"""More than these a node cannot tell; it then says that nothing is applied."""
+MOST_PORTS = 64
+MOST_LABELS = 64
+MOST_SERVICES = 5_000
+"""Of one cluster."""
+
+HEARTBEAT_PATH = "/api/agent/v1/heartbeat"
+REPORT_PATH = "/api/agent/v1/report"
+
+
+class Rejection(Message):
+    """An item that Envoy or the agent refused; the last good version of it stays in force."""
+
+    kind: ItemKind
+    key: ItemKey
+    hash: Id
+    reason: Text
+
+
+class Heartbeat(Message):
+    """The first one goes out at once, and one whenever `applied_hash` or `rejected` changes."""
+
+    boot_id: Id
+    """New at every start of the agent."""
+    sequence: Count
+    """Rises within a boot id; anything not newer than the last is dropped."""
+    sent_at: float
+    """The node's clock, Unix seconds."""
+    applied_hash: Id | None = None
+    """Of the manifest that Envoy has ACKed completely, rejected items aside, with nothing warming."""
+    applied_revision: Count = 0
+    """The highest revision at which that manifest was known to hold."""
+    rejected: tuple[Rejection, ...] = Field((), max_length=MOST_REJECTED)
+    proxy: Literal["starting", "live", "down"] = "starting"
+    warnings: tuple[Text, ...] = Field((), max_length=MOST_WARNINGS)
+    """In words: disk full, another node with this name, certificate about to expire …"""
+    version: Word = ""
+
+
+class HeartbeatAnswer(Message):
+    pace_s: float
+    now: float
+    """The server's clock, Unix seconds."""
+    resend: bool = False
+    """The server has no report of this boot: send a full one."""
+
+
+class ServicePort(Message):
+    name: Word = ""
+    port: Count
+    protocol: Word = "TCP"
+
+
+class DiscoveredService(Message):
+    name: Word
+    namespace: Word
+    cluster_id: Word = ""
+    type: Word = "ClusterIP"
+    cluster_ip: Word = ""
+    labels: dict[LabelKey, Word] = Field({}, max_length=MOST_LABELS)
+    ports: tuple[ServicePort, ...] = Field((), max_length=MOST_PORTS)
+    endpoints: Count = 0
+    """Ready ones."""
+    delivery: Word = "reachable"
+
+
+class DiscoveryReport(Message):
+    discovery: ItemKey
+    """Key of the discovery item, or `in-cluster`."""
+    connected: bool
+    reason: Text = ""
+    services: tuple[DiscoveredService, ...] = Field((), max_length=MOST_SERVICES)
+
+
+class OriginHealth(Message):
+    """Endpoints of one pool at this site, as this node's Envoy sees them."""
+
+    pool: ItemKey
+    healthy: Count
+    total: Count
+
+
+class PeerHealth(Message):
+    """The path to a peer, by the last probe that was answered."""
+
+    site_id: Id
+    state: Literal["UP", "DOWN", "UNKNOWN"]
+    path: Literal["direct"] = "direct"
+    since: Moment
+    last_evidence: Moment | None = None
+    rtt_ms: float | None = None
+    error: str = ""
+    tls: str = ""
+    """Version, cipher and key exchange where known."""
+
+
+class EdgeMetrics(Message):
+    """Differences since the last report of this node, for one (load balancer, destination)."""
+
+    load_balancer: ItemKey
+    """`namespace/name`."""
+    protocol: Literal["http", "tcp"]
+    destination: Id
+    """Id of the site that served; empty when none did."""
+    requests: dict[str, Count] = {}
+    """By class: `2xx`, `3xx`, `4xx`, `5xx`; for TCP connections `ok` and `failed`."""
+    latency_ms: dict[str, Count] = {}
+    """Cumulative histogram: upper bound (`le`, in ms; `inf` last) to count."""
+    latency_sum_ms: float = 0
+    bytes_sent: Count = 0
+    """To the client."""
+    bytes_received: Count = 0
+
+
+class MetricsReport(Message):
+    """Duplicates are harmless: the server accepts each (boot id, sequence) once."""
+
+    sequence: Count
+    interval_s: float
+    edges: tuple[EdgeMetrics, ...] = Field(max_length=20_000)
+
+
+class Report(Message):
+    """Sections that are None have not changed. Every section is the whole truth of its kind, but for metrics."""
+
+    boot_id: Id
+    gateways: tuple[Gateway, ...] | None = None
+    """Addresses at which peers may dial this node; usually one."""
+    discoveries: tuple[DiscoveryReport, ...] | None = None
+    origins: tuple[OriginHealth, ...] | None = None
+    peers: tuple[PeerHealth, ...] | None = None
+    metrics: MetricsReport | None = None

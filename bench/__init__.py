@@ -1,0 +1,1 @@
+"""What the fabric costs, measured against floors and baselines of the same run."""

@@ -1,0 +1,1 @@
+"""HTTP: routers by audience. Nothing here decides; services do."""

@@ -1,0 +1,79 @@
+"""Under `/api/discovery`: services that sites found."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from controlplane.api.deps import CurrentCaller, CurrentServices, NameInPath, NamespaceInPath
+from controlplane.api.description import described
+from controlplane.api.requests import selector
+from controlplane.auth import Caller
+from controlplane.errors import NotFound
+from controlplane.services import discovered
+from controlplane.services.discovered import Found
+
+Json = dict[str, Any]
+
+router = APIRouter(prefix="/api/discovery/namespaces", tags=["discovered_service"])
+
+_MANY = "/{namespace}/discovered_services"
+_ONE = f"{_MANY}/{{name}}"
+
+
+@router.get(_MANY, operation_id="ves.io.schema.discovered_service.API.List", openapi_extra=described(_MANY))
+async def list_discovered_services(
+    namespace: NamespaceInPath,
+    caller: CurrentCaller,
+    services: CurrentServices,
+    site: Annotated[str | None, Query(max_length=64)] = None,
+    label_filter: Annotated[str, Query(max_length=4096)] = "",
+    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    after: Annotated[str, Query(alias="continue", max_length=128)] = "",
+) -> Json:
+    """Services that a namespace may use in origin pools, by name; of one site or of all, by labels of the services. In `system`, all of them.
+
+    With `limit`, a list that goes on has a token in `continue`, which gives the next page.
+    """
+    found = await discovered.services(services.database, services.delivery, caller.tenant_id, namespace, site)
+    wanted_labels = selector(label_filter)
+    wanted = [each for each in found if each.name > after and (wanted_labels is None or wanted_labels.matches(each.service.labels))]
+    page = wanted[:limit]
+    rest = wanted[len(page) :]
+    return {"items": [_shown(caller, namespace, each) for each in page], "errors": [], "continue": page[-1].name if rest else ""}
+
+
+@router.get(_ONE, operation_id="ves.io.schema.discovered_service.API.Get", openapi_extra=described(_ONE))
+async def get_discovered_service(namespace: NamespaceInPath, name: NameInPath, caller: CurrentCaller, services: CurrentServices) -> Json:
+    """One of them."""
+    for found in await discovered.services(services.database, services.delivery, caller.tenant_id, namespace):
+        if found.name == name:
+            shown = _shown(caller, namespace, found)
+            return {"metadata": {"name": name, "namespace": namespace, "labels": shown["labels"]}, "spec": shown["get_spec"]}
+    raise NotFound(f"discovered_service {namespace}/{name} does not exist")
+
+
+def _shown(caller: Caller, namespace: str, found: Found) -> Json:
+    service = found.service
+    return {
+        "tenant": caller.tenant,
+        "namespace": namespace,
+        "name": found.name,
+        "labels": service.labels,
+        "get_spec": {
+            "k8s_service": {
+                "name": service.name,
+                "namespace": service.namespace,
+                "service_name": f"{service.name}.{service.namespace}" + (f":{service.cluster_id}" if service.cluster_id else ""),
+                "cluster_id": service.cluster_id,
+                "discovery_object": found.discovery,
+                "site": {"kind": "site", "namespace": "system", "name": found.site.metadata.name},
+                "service_type": service.type,
+                "cluster_ip": service.cluster_ip,
+                "labels": service.labels,
+                "ports": [port.model_dump(mode="json") for port in service.ports],
+                "ready_endpoints": service.endpoints,
+                "delivery": service.delivery,
+            },
+            "visibility_disabled": {},
+        },
+    }

@@ -1,0 +1,327 @@
+"""Under `/api/register`: tokens and registrations for people, enrolment for nodes."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+from uuid import UUID
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from pydantic import Field
+
+from agent.protocol.enrolment import BOOTSTRAP_PATH, CA_PATH, REQUEST_CONFIG_PATH, BootstrapRequest, ConfigRequest, Credentials, TokenClaims
+from controlplane.api.body import JsonBody, OptionalJsonBody
+from controlplane.api.deps import ClientAddress, CurrentCaller, CurrentServices, NameInPath, Now, Services, Session
+from controlplane.api.description import described
+from controlplane.api.requests import message, read
+from controlplane.auth import Caller
+from controlplane.errors import FieldError, Invalid, Unauthenticated
+from controlplane.resources.base import Annotations, Labels, Unless, Value
+from controlplane.resources.enumeration import Names
+from controlplane.resources.site import EDGES
+from controlplane.services import enrolment, registrations, sites, tokens
+from controlplane.services.enrolment import Desk
+from controlplane.services.registrations import ApprovedPassport
+from controlplane.store.registrations import Registration
+from controlplane.store.tokens import Token
+
+Json = dict[str, Any]
+
+router = APIRouter()
+
+_SYSTEM = "/api/register/namespaces/system"
+
+# Nodes that enrol. The token authorises them.
+
+
+@router.get(CA_PATH, operation_id="isthmus.register.Roots", tags=["enrolment"], response_class=PlainTextResponse)
+async def roots(services: CurrentServices) -> PlainTextResponse:
+    """The fabric's roots in PEM, whose SHA-256 the tokens carry."""
+    return PlainTextResponse(services.fabric.roots_pem, media_type="application/x-pem-file")
+
+
+@router.post(BOOTSTRAP_PATH, operation_id="ves.io.schema.registration.CustomAPI.RegistrationCreate", tags=["enrolment"])
+async def register_bootstrap(body: JsonBody, services: CurrentServices, address: ClientAddress, now: Now) -> Json:
+    """Ask to become a node. Repeating it with the same key gives the same registration."""
+    spec = message(BootstrapRequest, body).spec
+    with _counting_failures(services, address):
+        claims = tokens.claims_in(spec.token, services.fabric)
+        async with services.database.sessions(UUID(claims.tenant_id)) as session:
+            registration = await enrolment.bootstrap(session, _desk(services, claims), claims, spec, now)
+    return {"name": registration.name, "state": registration.state}
+
+
+@router.post(REQUEST_CONFIG_PATH, operation_id="ves.io.schema.registration.CustomAPI.RegistrationConfig", tags=["enrolment"])
+async def request_config(body: JsonBody, services: CurrentServices, address: ClientAddress, now: Now) -> Credentials:
+    """The certificate of a node that was admitted; 409 while it waits."""
+    request = message(ConfigRequest, body)
+    with _counting_failures(services, address):
+        claims = tokens.claims_in(request.token, services.fabric)
+        async with services.database.sessions(UUID(claims.tenant_id)) as session:
+            return await enrolment.request_config(session, _desk(services, claims), claims, request, now)
+
+
+@contextmanager
+def _counting_failures(services: Services, address: str) -> Iterator[None]:
+    """Of tokens that never were, and of those that are good no more."""
+    try:
+        yield
+    except Unauthenticated:
+        services.limits.fail(address)
+        raise
+
+
+def _desk(services: Services, claims: TokenClaims) -> Desk:
+    return Desk(services.fabric, services.entrance, UUID(claims.tenant_id))
+
+
+# Tokens
+
+
+@router.post(f"{_SYSTEM}/tokens", operation_id="ves.io.schema.token.API.Create", tags=["token"])
+async def create_token(body: JsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now) -> Json:
+    """Create a registration token. `spec.content` of this answer is the token; it is never shown again."""
+    token, content = await tokens.create(session, caller, body, fabric=services.fabric, entrance=services.entrance, now=now)
+    shown = _token(caller, token, now)
+    return shown | {"spec": shown["spec"] | {"content": content}}
+
+
+@router.get(f"{_SYSTEM}/tokens", operation_id="ves.io.schema.token.API.List", tags=["token"])
+async def list_tokens(caller: CurrentCaller, session: Session, now: Now) -> Json:
+    """All registration tokens, by name."""
+    found = await tokens.list_all(session, caller)
+    items = [_item(caller, token.meta, token.id) | {"get_spec": _token(caller, token, now)["spec"]} for token in found]
+    return {"items": items, "errors": []}
+
+
+_TOKEN = f"{_SYSTEM}/tokens/{{name}}"
+
+
+@router.get(_TOKEN, operation_id="ves.io.schema.token.API.Get", tags=["token"], openapi_extra=described(_TOKEN))
+async def get_token(name: NameInPath, caller: CurrentCaller, session: Session, now: Now) -> Json:
+    """What a token admits and how often it was used; not the token itself."""
+    return _token(caller, await tokens.get(session, caller, name), now)
+
+
+@router.put(_TOKEN, operation_id="ves.io.schema.token.API.Replace", tags=["token"], openapi_extra=described(_TOKEN))
+async def replace_token(
+    name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
+) -> Json:
+    """Replace a token's metadata; what it admits cannot be changed."""
+    return _token(caller, await tokens.describe(session, caller, name, body, entrance=services.entrance, now=now), now)
+
+
+@router.delete(_TOKEN, operation_id="ves.io.schema.token.API.Delete", tags=["token"], openapi_extra=described(_TOKEN))
+async def delete_token(name: NameInPath, body: OptionalJsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
+    """Revoke a token: it admits nobody any more."""
+    await tokens.delete(session, caller, name, now=now)
+    return {}
+
+
+class TokenState(Value):
+    name: str = ""
+    namespace: str = "system"
+    state: Annotated[Literal["EXPIRED"], Names("UNKNOWN", "VALID", "EXPIRED", refused={"VALID": "a token cannot be made valid again"})]
+
+
+_TOKEN_STATE = f"{_TOKEN}/state"
+
+
+@router.post(_TOKEN_STATE, operation_id="ves.io.schema.token.CustomAPI.ObjectState", tags=["token"], openapi_extra=described(_TOKEN_STATE))
+async def set_token_state(name: NameInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
+    """Revoke a token, keeping its record."""
+    read(TokenState, body)
+    return {"obj": _token(caller, await tokens.revoke(session, caller, name, now=now), now)}
+
+
+def _token(caller: Caller, token: Token, now: datetime) -> Json:
+    spec = tokens.spec_json(token)
+    told = {"state": tokens.state(token, now), "uses": token.uses, "expiration_timestamp": token.expires_at.isoformat()}
+    return {"metadata": token.meta, "system_metadata": _system_metadata(caller, token.id, token.created_at), "spec": spec | told}
+
+
+# Registrations
+
+
+class Approval(Value):
+    name: str = ""
+    namespace: str = "system"
+    unsupported: ClassVar[Mapping[str, str | Unless]] = {
+        "tunnel_type": Unless("tunnels are TLS", ("SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL", "SITE_TO_SITE_TUNNEL_SSL", 2)),
+        "connected_region": EDGES,
+        "backup_connected_region": EDGES,
+        "preferred_active_re": EDGES,
+    }
+
+    state: Annotated[Literal["APPROVED", "RETIRED"], Names(*registrations.STATES)]
+    passport: ApprovedPassport | None = None
+    labels: Labels = {}
+    annotations: Annotations = {}
+
+
+class ByState(Value):
+    namespace: str = "system"
+    state: Annotated[registrations.State, Names(*registrations.STATES)] = "NOTSET"
+
+
+class ByToken(Value):
+    namespace: str = "system"
+    token: str = Field(min_length=1)
+
+
+_LIST_BY_STATE = "/api/register/namespaces/system/listregistrationsbystate"
+
+
+@router.post(_LIST_BY_STATE, operation_id="ves.io.schema.registration.CustomAPI.ListRegistrationsByState", tags=["registration"])
+async def list_registrations_by_state(body: JsonBody, caller: CurrentCaller, session: Session) -> Json:
+    """Registrations in one state; without one, all."""
+    state = read(ByState, body, "system").state
+    return _listed(caller, await registrations.search(session, caller, state=None if state == "NOTSET" else state))
+
+
+@router.get(f"{_SYSTEM}/registrations", operation_id="ves.io.schema.registration.API.List", tags=["registration"])
+async def list_registrations(caller: CurrentCaller, session: Session) -> Json:
+    """All registrations, oldest first."""
+    return _listed(caller, await registrations.search(session, caller))
+
+
+_BY_SITE = f"{_SYSTEM}/registrations_by_site/{{name}}"
+
+
+@router.get(
+    _BY_SITE,
+    operation_id="ves.io.schema.registration.CustomAPI.ListRegistrationsBySite",
+    tags=["registration"],
+    openapi_extra=described(_BY_SITE),
+)
+async def list_registrations_by_site(name: NameInPath, caller: CurrentCaller, session: Session) -> Json:
+    """Registrations for one site."""
+    return _listed(caller, await registrations.search(session, caller, site_name=name))
+
+
+@router.post(
+    f"{_SYSTEM}/get-registrations-by-token",
+    operation_id="ves.io.schema.registration.CustomAPI.GetRegistrationsByToken",
+    tags=["registration"],
+)
+async def list_registrations_by_token(body: JsonBody, caller: CurrentCaller, session: Session) -> Json:
+    """Registrations that one token, given by its name, brought."""
+    return _listed(caller, await registrations.search(session, caller, token=read(ByToken, body, "system").token))
+
+
+_REGISTRATION = f"{_SYSTEM}/registrations/{{name}}"
+
+
+@router.get(_REGISTRATION, operation_id="ves.io.schema.registration.API.Get", tags=["registration"], openapi_extra=described(_REGISTRATION))
+async def get_registration(name: NameInPath, caller: CurrentCaller, session: Session) -> Json:
+    """Who wants to be a node of which site."""
+    return _registration(caller, await registrations.get(session, caller, name))
+
+
+@router.delete(
+    _REGISTRATION, operation_id="ves.io.schema.registration.API.Delete", tags=["registration"], openapi_extra=described(_REGISTRATION)
+)
+async def delete_registration(name: NameInPath, body: OptionalJsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
+    """Retire a registration, and forget it."""
+    await registrations.delete(session, caller, name, now=now)
+    return {}
+
+
+_APPROVE = f"{_SYSTEM}/registration/{{name}}/approve"
+
+
+@router.post(
+    _APPROVE,
+    operation_id="ves.io.schema.registration.CustomAPI.RegistrationApprove",
+    tags=["registration"],
+    openapi_extra=described(_APPROVE),
+)
+async def approve_registration(
+    name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
+) -> Json:
+    """Let a node in (APPROVED, with its passport), or out for ever (RETIRED)."""
+    approval = read(Approval, body, "system")
+    if approval.state == "RETIRED":
+        return {"obj": _registration(caller, await registrations.retire(session, caller, name, now=now))}
+    if approval.passport is None:
+        raise Invalid("Field passport should be not nil, got nil in request.", [FieldError("passport", "should be not nil")])
+    approved = await registrations.approve(
+        session, caller, name, approval.passport, approval.labels, approval.annotations, ring=services.fabric.ring, now=now
+    )
+    return {"obj": _registration(caller, approved)}
+
+
+def _listed(caller: Caller, found: tuple[Registration, ...]) -> Json:
+    items = [_item(caller, _registration_metadata(each), each.uid) | _registration(caller, each) for each in found]
+    return {"items": [item | {"get_spec": item["spec"]} for item in items], "errors": []}
+
+
+def _registration_metadata(registration: Registration) -> Json:
+    return {
+        "name": registration.name,
+        "namespace": "system",
+        "labels": registration.labels,
+        "annotations": registration.annotations,
+        "description": "",
+        "disable": False,
+    }
+
+
+def _registration(caller: Caller, registration: Registration) -> Json:
+    status = {"current_state": registration.state, "state_update_timestamp": registration.state_at.isoformat()}
+    return {
+        "metadata": _registration_metadata(registration),
+        "system_metadata": _system_metadata(caller, registration.uid, registration.created_at),
+        "spec": {
+            "passport": registration.passport,
+            "infra": registration.infra,
+            "site": [{"kind": "site", "namespace": "system", "name": registration.site_name}],
+            "node_id": str(registration.node_id) if registration.node_id else None,
+            "clock_skew_s": registration.clock_skew_s,
+        },
+        "object": {"status": status},
+    }
+
+
+# Sites
+
+
+class SiteState(Value):
+    name: str = ""
+    namespace: str = "system"
+    state: Annotated[
+        Literal["DECOMMISSIONING"],
+        Names(
+            *("ONLINE", "PROVISIONING", "UPGRADING", "STANDBY", "FAILED", "REREGISTRATION", "WAITINGNODES", "DECOMMISSIONING"),
+            refused={"REREGISTRATION": "retire the registrations of its nodes instead"},
+        ),
+    ]
+
+
+_SITE_STATE = f"{_SYSTEM}/site/{{name}}/state"
+
+
+@router.post(_SITE_STATE, operation_id="ves.io.schema.site.CustomAPI.SetState", tags=["site"], openapi_extra=described(_SITE_STATE))
+async def set_site_state(name: NameInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
+    """Decommission a site: its nodes are revoked at once, and it is gone. What refers to it stays, and shows `SiteGone`."""
+    read(SiteState, body, "system")
+    await sites.decommission(session, caller, name, now=now)
+    return {}
+
+
+def _item(caller: Caller, metadata: Json, uid: UUID) -> Json:
+    return {
+        "tenant": caller.tenant,
+        "namespace": "system",
+        "name": metadata["name"],
+        "uid": str(uid),
+        "labels": metadata["labels"],
+        "annotations": metadata["annotations"],
+        "description": metadata["description"],
+        "disabled": metadata["disable"],
+    }
+
+
+def _system_metadata(caller: Caller, uid: UUID, created_at: datetime) -> Json:
+    return {"uid": str(uid), "tenant": caller.tenant, "creation_timestamp": created_at.isoformat(), "modification_timestamp": None}

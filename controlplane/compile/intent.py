@@ -1,0 +1,57 @@
+"""What the compilers read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+from agent.protocol.items import Gateway
+from controlplane.resources.base import Key, Stored
+
+CACHE = 20_000
+"""Entries of each memo of the compilers: several versions of everything in a large tenant, or small ones of many tenants."""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Who the intent belongs to, and the trust that its sites share."""
+
+    id: str
+    name: str
+    trust_domain: str
+    peer_anchor_pem: str
+    """The tenant's intermediate."""
+    control_plane_anchor_pem: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Intent:
+    """All accepted objects of one tenant: kind → key → object.
+
+    Never changed in place: a write makes a new Intent that shares what stayed. Two are the same only if they are the same object, which
+    makes an intent a cheap key of caches.
+    """
+
+    tenant: Tenant
+    objects: Mapping[str, Mapping[Key, Stored[Any]]]
+
+    def of(self, kind: str) -> Mapping[Key, Stored[Any]]:
+        """Objects of a kind; empty if there are none."""
+        return self.objects.get(kind, {})
+
+    def enabled(self, kind: str) -> tuple[Stored[Any], ...]:
+        """Objects of a kind that are not disabled, sorted by key."""
+        return tuple(stored for _, stored in sorted(self.of(kind).items(), key=itemgetter(0)) if not stored.metadata.disable)
+
+    def find(self, kind: str, key: Key) -> Stored[Any] | None:
+        """An object that is there and not disabled."""
+        stored = self.of(kind).get(key)
+        return None if stored is None or stored.metadata.disable else stored
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What sites reported and compilers may use."""
+
+    gateways: Mapping[str, tuple[Gateway, ...]] = field(default_factory=dict)
+    """By site id, sorted by node id."""

@@ -1,0 +1,91 @@
+"""Intent and observations in, the snapshot of one site out."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from operator import attrgetter
+
+from agent.protocol import items
+from agent.protocol.items import ItemKind
+from controlplane.compile.discoveries import discovery_item, watching
+from controlplane.compile.intent import CACHE, Intent, Observations, Tenant
+from controlplane.compile.members import labels
+from controlplane.compile.plan import Plan, plan
+from controlplane.compile.references import dangling
+from controlplane.compile.snapshot import CompiledItem, Condition, Snapshot
+from controlplane.resources.base import Stored
+from controlplane.resources.site import Site
+
+_DEAD_TIMEOUT_MS = 10_000
+
+
+def compile_site(site_id: str, intent: Intent, observations: Observations) -> Snapshot:
+    """What the site needs to know; nothing at all if it is gone or disabled.
+
+    Any accepted intent compiles: what refers to something that is gone, or has to give way to another object, is compiled
+    without it, and `conditions` say so. Equal intent gives equal bytes. Text that users wrote for headers and the like is
+    handed on as it is: the agent escapes it where Envoy would read a format.
+    """
+    made = plan(intent)
+    site = made.topology.sites.get(site_id)
+    found = sorted(_items(site, made, observations), key=attrgetter("kind", "key")) if site else ()
+    return Snapshot(site_id, {(item.kind, item.key): item for item in found})
+
+
+def conditions(intent: Intent) -> tuple[Condition, ...]:
+    """What users should know of their objects, whether or not a site has them: dangling references, then conflicts by site."""
+    made = plan(intent)
+    conflicts = (condition for site_id in sorted(made.listeners) for condition in made.listeners[site_id].conflicts)
+    return (*dangling(intent), *conflicts)
+
+
+def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[CompiledItem]:
+    site_id = str(site.uid)
+    listening = made.accepted(site_id)
+    balancers = [made.load_balancers[placement] for placement in listening]
+    exports = made.exports(site_id)
+    pools = made.called(listening).union(made.pools[export.pool] for export in exports)
+    policies = {policy for balancer in balancers for policy in balancer.use.policies or ()}.union(*(export.policies for export in exports))
+    return [
+        _site(site, made.intent.tenant),
+        *(made.listeners[site_id].items if listening else ()),
+        *[balancer.item for balancer in balancers],
+        *[export.item for export in exports],
+        *[pool.item for pool in pools],
+        *[made.policies[policy].item for policy in policies],
+        *[_peer_of(site_id, peer, made, observations) for peer in made.peers(site_id, exports)],
+        *_discoveries(site_id, made),
+    ]
+
+
+def _peer_of(site_id: str, peer: str, made: Plan, observations: Observations) -> CompiledItem:
+    """Without a common mesh there is no direct path, and so nothing to dial."""
+    direct = made.topology.joined(site_id, peer)
+    gateways = observations.gateways.get(peer, ()) if direct else ()
+    return _peer(peer, made.topology.sites[peer].metadata.name, direct, gateways)
+
+
+def _discoveries(site_id: str, made: Plan) -> Iterator[CompiledItem]:
+    for stored in made.intent.enabled("discovery"):
+        if site_id in watching(stored, made.topology) and (item := discovery_item(stored)):
+            yield item
+
+
+@lru_cache(CACHE)
+def _site(site: Stored[Site], tenant: Tenant) -> CompiledItem:
+    body = items.Site(
+        tenant_id=tenant.id,
+        tenant=tenant.name,
+        site_id=str(site.uid),
+        name=site.metadata.name,
+        labels=dict(sorted(labels(site).items())),
+        trust_domain=tenant.trust_domain,
+        peer_anchor_pem=tenant.peer_anchor_pem,
+        control_plane_anchor_pem=tenant.control_plane_anchor_pem,
+        tunnel_dead_timeout=site.spec.tunnel_dead_timeout or _DEAD_TIMEOUT_MS,
+    )
+    return CompiledItem.of(ItemKind.SITE, str(site.uid), body)
+
+
+@lru_cache(CACHE)
+def _peer(site_id: str, name: str, direct: bool, gateways: tuple[items.Gateway, ...]) -> CompiledItem:
+    return CompiledItem.of(ItemKind.PEER, site_id, items.Peer(site_id=site_id, name=name, gateways=gateways, direct=direct))

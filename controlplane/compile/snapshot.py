@@ -1,0 +1,53 @@
+"""What the compilers produce."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from agent.protocol.base import Body, content_hash
+from agent.protocol.items import ItemKind
+from agent.protocol.manifest import Entry, Manifest
+from controlplane.resources.base import Key
+
+
+@dataclass(frozen=True)
+class CompiledItem:
+    """An item as it is hashed, stored and sent."""
+
+    kind: ItemKind
+    key: str
+    body: bytes
+    hash: str
+
+    @classmethod
+    def of(cls, kind: ItemKind, key: str, body: Body) -> "CompiledItem":
+        data = body.canonical()
+        return cls(kind, key, data, content_hash(data))
+
+    @cached_property
+    def entry(self) -> Entry:
+        """Its line in a manifest."""
+        return Entry(kind=self.kind, key=self.key, hash=self.hash)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that a user should know about one of their objects."""
+
+    kind: str
+    key: Key
+    type: str
+    """`Conflicted`, `SiteGone` or `Unresolved`."""
+    message: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything one site needs to know. Items are keyed and sorted by (kind, key)."""
+
+    site_id: str
+    items: Mapping[tuple[ItemKind, str], CompiledItem]
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return Manifest(entries=tuple([item.entry for item in self.items.values()]))

@@ -1,0 +1,1 @@
+"""Background work; each loop is one small function."""

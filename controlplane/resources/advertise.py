@@ -1,0 +1,100 @@
+"""Where a load balancer listens."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from controlplane.resources.base import Choice, Empty, SiteRef, Value, VirtualSiteRef
+from controlplane.resources.enumeration import Names
+from controlplane.resources.scalars import Ipv4, Port, PortRanges
+
+EDGES = "needs regional edges, not supported yet"
+INTERNET_VIP = "internet VIPs are not supported"
+
+SiteNetwork = Annotated[
+    Literal["SITE_NETWORK_INSIDE_AND_OUTSIDE", "SITE_NETWORK_INSIDE", "SITE_NETWORK_OUTSIDE", "SITE_NETWORK_SERVICE"],
+    Names(
+        "SITE_NETWORK_INSIDE_AND_OUTSIDE",
+        "SITE_NETWORK_INSIDE",
+        "SITE_NETWORK_OUTSIDE",
+        "SITE_NETWORK_SERVICE",
+        "SITE_NETWORK_OUTSIDE_WITH_INTERNET_VIP",
+        "SITE_NETWORK_INSIDE_AND_OUTSIDE_WITH_INTERNET_VIP",
+        "SITE_NETWORK_IP_FABRIC",
+        refused={
+            "SITE_NETWORK_OUTSIDE_WITH_INTERNET_VIP": INTERNET_VIP,
+            "SITE_NETWORK_INSIDE_AND_OUTSIDE_WITH_INTERNET_VIP": INTERNET_VIP,
+        },
+    ),
+]
+VipNetwork = Annotated[
+    Literal["SITE_NETWORK_SPECIFIED_VIP_OUTSIDE", "SITE_NETWORK_SPECIFIED_VIP_INSIDE"],
+    Names("SITE_NETWORK_SPECIFIED_VIP_OUTSIDE", "SITE_NETWORK_SPECIFIED_VIP_INSIDE"),
+]
+
+
+class AdvertiseSite(Value):
+    site: SiteRef
+    network: SiteNetwork = "SITE_NETWORK_INSIDE_AND_OUTSIDE"
+    ip: Ipv4 | None = None
+    """A VIP of that network."""
+
+
+class AdvertiseVirtualSite(Value):
+    virtual_site: VirtualSiteRef
+    network: SiteNetwork = "SITE_NETWORK_INSIDE_AND_OUTSIDE"
+
+
+class AdvertiseVirtualSiteWithVip(Value):
+    virtual_site: VirtualSiteRef
+    ip: Ipv4
+    network: VipNetwork = "SITE_NETWORK_SPECIFIED_VIP_OUTSIDE"
+
+
+class AdvertiseVk8sService(Value):
+    """A service of the cluster in which the sites' nodes run."""
+
+    choices = (Choice("choice", ("site", "virtual_site"), required=True),)
+
+    site: SiteRef | None = None
+    virtual_site: VirtualSiteRef | None = None
+
+
+class AdvertiseWhere(Value):
+    choices = (
+        Choice(
+            "choice",
+            ("site", "virtual_site", "virtual_site_with_vip", "vk8s_service"),
+            required=True,
+            refused={
+                "virtual_network": "virtual networks are not supported",
+                "advertise_on_public": EDGES,
+                "segment": "network segments are not supported",
+                "site_segment": "network segments are not supported",
+                "virtual_site_segment": "network segments are not supported",
+                "cloud_edge_segment": "network segments are not supported",
+            },
+        ),
+        Choice("port_choice", ("use_default_port", "port", "port_ranges"), default="use_default_port"),
+    )
+
+    site: AdvertiseSite | None = None
+    virtual_site: AdvertiseVirtualSite | None = None
+    virtual_site_with_vip: AdvertiseVirtualSiteWithVip | None = None
+    vk8s_service: AdvertiseVk8sService | None = None
+    use_default_port: Empty | None = None
+    """The port that the load balancer itself names."""
+    port: Port | None = None
+    port_ranges: PortRanges | None = None
+
+
+class AdvertiseCustom(Value):
+    advertise_where: tuple[AdvertiseWhere, ...] = Field(min_length=1, max_length=32)
+
+
+ADVERTISE_CHOICE = Choice(
+    "advertise_choice",
+    ("advertise_custom", "do_not_advertise"),
+    required=True,
+    refused={"advertise_on_public_default_vip": EDGES, "advertise_on_public": EDGES},
+)

@@ -1,0 +1,1 @@
+"""Use cases: authorise, check, store. Sessions come in, nobody commits."""

@@ -1,0 +1,393 @@
+"""What every site should have, kept ready: a replica's caches of intent, compiled snapshots, and the agents that wait for a change.
+
+Postgres is the truth. A cache holds one tenant's view and catches up by revision, when a notification says so, when
+somebody names something it does not know, or after a while; so losing a notification costs time, never correctness.
+What cannot be read or compiled changes nothing: the last good snapshot stays in force.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from agent.protocol.items import ItemKind
+from agent.protocol.manifest import Entry, ItemBody, ManifestAnswer
+from controlplane.auth import refused_proof
+from controlplane.compile.intent import Tenant
+from controlplane.compile.site import compile_site
+from controlplane.compile.snapshot import CompiledItem, Snapshot
+from controlplane.errors import NotFound, TooManyRequests, Unavailable
+from controlplane.services.authorities import Fabric, peer_anchor
+from controlplane.services.view import View, advance, concerned, first_view
+from controlplane.store import changes as store
+from controlplane.store.session import Database
+
+log = structlog.get_logger()
+
+LONGEST_WAIT_S = 55.0
+ANSWER_BYTES = 4 << 20
+"""An answer with items is cut short there."""
+RELOADED_AFTER_S = 1800.0
+"""A cache that could not catch up for so long reads everything anew: tombstones are not kept for ever."""
+IDLE_S = 900.0
+"""A tenant that nobody asked for so long is dropped from memory."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+Digest = Mapping[tuple[ItemKind, str], str]
+"""(kind, key) → hash: what a manifest says."""
+
+
+class Recent(Generic[K, V]):
+    """The latest values whose weights sum up to no more than `capacity`."""
+
+    def __init__(self, capacity: int, weight: Callable[[V], int]) -> None:
+        self._capacity = capacity
+        self._weight = weight
+        self._held = 0
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        if key in self._values:
+            self._values.move_to_end(key)
+            return
+        self._values[key] = value
+        self._held += self._weight(value)
+        while self._held > self._capacity:
+            self._held -= self._weight(self._values.popitem(last=False)[1])
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a site should have."""
+
+    snapshot: Snapshot
+    held_until: int | None = None
+    """None: it holds at the view's revision. Otherwise a newer one could not be compiled, and it is known to hold only up to this revision."""
+
+    @property
+    def hash(self) -> str:
+        return self.snapshot.manifest.hash
+
+
+@dataclass(eq=False)
+class TenantCache:
+    """One tenant in this replica. All of it is touched by the event loop only."""
+
+    id: UUID
+    view: View
+    used_at: float
+    caught_up_at: float
+    failing: bool = False
+    """Whether the last look failed; said once, not at every attempt."""
+    published: dict[str, Published] = field(default_factory=dict)
+    stale: set[str] = field(default_factory=set)
+    """Sites whose snapshot is to be compiled before it is used again."""
+    compiling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    waiting: dict[str, dict[UUID, asyncio.Future[bool]]] = field(default_factory=dict)
+    """By site and node; the result says whether to look again."""
+    to_wake: set[str] = field(default_factory=set)
+    waker: asyncio.Task[None] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while catching up."""
+    next_look: asyncio.Task[None] | None = None
+    """Catches up, and has not begun to read: whoever wants to see the latest may share it."""
+    digests: Recent[str, Digest] = field(default_factory=lambda: Recent(200_000, len))
+    items: Recent[str, CompiledItem] = field(default_factory=lambda: Recent(32 << 20, lambda item: len(item.body)))
+
+
+class Delivery:
+    """Of one replica. `compiler` runs what is pure and slow; one thread, so that it never takes more than its share."""
+
+    def __init__(self, database: Database, fabric: Fabric, compiler: Executor, *, most_waiting: int = 20_000) -> None:
+        self._database = database
+        self._fabric = fabric
+        self._compiler = compiler
+        self._most_waiting = most_waiting
+        self._waiting = 0
+        self._tenants: dict[UUID, TenantCache] = {}
+        self._opening: dict[UUID, asyncio.Task[TenantCache]] = {}
+
+    # What agents ask
+
+    async def manifest(self, tenant_id: UUID, site_id: str, node_id: UUID, known: str | None, wait_s: float) -> ManifestAnswer:
+        """The site's manifest, or its difference from the one with hash `known`; waits for one, but for no longer than `wait_s`."""
+        cache = await self.cache(tenant_id)
+        deadline = _now() + min(max(wait_s, 0.0), LONGEST_WAIT_S)
+        published = await self.published(cache, site_id)
+        if known is not None and published.hash != known:
+            # The node may have been told something newer by another replica.
+            await self.catch_up(cache)
+            published = await self.published(cache, site_id)
+        while published.hash == known and await self._changed(cache, site_id, node_id, deadline):
+            if cache.view.fleet.nodes[node_id].revoked_at:
+                raise refused_proof("Revoked", "this node was revoked")
+            published = await self.published(cache, site_id)
+        return _answer(cache, published, known)
+
+    async def items(self, tenant_id: UUID, site_id: str, hashes: Sequence[str]) -> tuple[ItemBody, ...]:
+        """In the order asked, as many as fit in one answer; those that the site does not need any more may be missing."""
+        cache = await self.cache(tenant_id)
+        if any(cache.items.get(hash) is None for hash in hashes):
+            await self.catch_up(cache)
+        published = await self.published(cache, site_id)
+        current = {item.hash: item for item in published.snapshot.items.values()}
+        found = (cache.items.get(hash) or current.get(hash) for hash in hashes)
+        return _fitting(item for item in found if item is not None)
+
+    async def secret_refs(self, tenant_id: UUID, site_id: str, refs: Sequence[str]) -> set[str]:
+        """Those of these references that the site's items name."""
+        cache = await self.cache(tenant_id)
+        allowed = _named((await self.published(cache, site_id)).snapshot, refs)
+        if len(allowed) < len(set(refs)):
+            await self.catch_up(cache)
+            allowed = _named((await self.published(cache, site_id)).snapshot, refs)
+        return allowed
+
+    async def _changed(self, cache: TenantCache, site_id: str, node_id: UUID, deadline: float) -> bool:
+        """Wait until the site's manifest may be another one; False when the time is up, or when the node asks anew elsewhere."""
+        if self._waiting >= self._most_waiting:
+            raise TooManyRequests("too many nodes wait at this replica", retry_after_s=5.0)
+        nodes = cache.waiting.setdefault(site_id, {})
+        _answer_with(nodes.get(node_id), look=False)
+        woken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        nodes[node_id] = woken
+        self._waiting += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await woken
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting -= 1
+            if nodes.get(node_id) is woken:
+                del nodes[node_id]
+
+    # Compiled snapshots
+
+    async def published(self, cache: TenantCache, site_id: str) -> Published:
+        """Of the cache's current view. Raises `NotFound` for a site that is gone, `Unavailable` if it never could be compiled."""
+        while site_id in cache.stale or site_id not in cache.published:
+            if site_id not in cache.view.sites:
+                raise NotFound(f"there is no site {site_id}")
+            task = cache.compiling.get(site_id)
+            if task is None:
+                task = cache.compiling[site_id] = asyncio.create_task(self._compile(cache, site_id))
+            await asyncio.shield(task)
+        return cache.published[site_id]
+
+    async def _compile(self, cache: TenantCache, site_id: str) -> None:
+        view = cache.view
+        cache.stale.discard(site_id)
+        loop = asyncio.get_running_loop()
+        try:
+            snapshot = await loop.run_in_executor(self._compiler, _compile, site_id, view)
+        except Exception as error:
+            log.exception("cannot compile", tenant=str(cache.id), site=site_id, revision=view.revision)
+            if site_id not in cache.published:
+                raise Unavailable(f"the configuration of site {site_id} cannot be compiled") from error
+            last = cache.published[site_id]
+            cache.published[site_id] = Published(last.snapshot, last.held_until or view.revision - 1)
+            return
+        finally:
+            del cache.compiling[site_id]
+        cache.published[site_id] = Published(snapshot)
+        cache.digests.put(snapshot.manifest.hash, {key: item.hash for key, item in snapshot.items.items()})
+        for item in snapshot.items.values():
+            cache.items.put(item.hash, item)
+
+    # Catching up
+
+    async def cache(self, tenant_id: UUID) -> TenantCache:
+        """The tenant's cache, loaded if it was not there. Raises `NotFound` and `Unavailable`."""
+        cache = self._tenants.get(tenant_id)
+        if cache is None:
+            task = self._opening.get(tenant_id)
+            if task is None:
+                task = self._opening[tenant_id] = asyncio.create_task(self._open(tenant_id))
+            cache = await asyncio.shield(task)
+        cache.used_at = _now()
+        return cache
+
+    async def catch_up(self, cache: TenantCache) -> None:
+        """Return when the cache has everything that was committed before this call. Raises `NotFound` and `Unavailable`."""
+        await asyncio.shield(self._next_look(cache))
+
+    def hear(self, tenant_id: UUID, revision: int) -> None:
+        """A notification: catch up in the background, if the tenant is in memory."""
+        cache = self._tenants.get(tenant_id)
+        if cache is not None and cache.view.revision < revision:
+            self._next_look(cache)
+
+    def release(self) -> None:
+        """Answer everybody who waits."""
+        for cache in self._tenants.values():
+            for nodes in cache.waiting.values():
+                for woken in nodes.values():
+                    _answer_with(woken, look=False)
+
+    async def compare(self) -> None:
+        """Catch up with every tenant in memory that is behind, and drop those that nobody uses."""
+        now = _now()
+        for cache in list(self._tenants.values()):
+            if not any(cache.waiting.values()) and now - cache.used_at > IDLE_S:
+                del self._tenants[cache.id]
+        if self._tenants:
+            for tenant_id, revision in (await store.revisions(self._database)).items():
+                self.hear(tenant_id, revision)
+
+    async def _open(self, tenant_id: UUID) -> TenantCache:
+        try:
+            view = await self._read(tenant_id)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("the database does not answer") from error
+        finally:
+            del self._opening[tenant_id]
+        cache = self._tenants[tenant_id] = TenantCache(tenant_id, view, _now(), _now())
+        return cache
+
+    async def _read(self, tenant_id: UUID) -> View:
+        """Everything there is."""
+        async with self._database.sessions(tenant_id) as session:
+            changes = await store.since(session, tenant_id, -1)
+            if changes is None:
+                raise NotFound(f"there is no tenant {tenant_id}")
+            anchor = await peer_anchor(session, tenant_id)
+        tenant = Tenant(str(tenant_id), changes.tenant, self._fabric.trust_domain, anchor, self._fabric.roots_pem)
+        return await self._pure(first_view, tenant, changes)
+
+    def _next_look(self, cache: TenantCache) -> asyncio.Task[None]:
+        if cache.next_look is None:
+            cache.next_look = asyncio.create_task(self._look(cache))
+            cache.next_look.add_done_callback(_retrieve)
+        return cache.next_look
+
+    async def _look(self, cache: TenantCache) -> None:
+        async with cache.lock:
+            cache.next_look = None
+            try:
+                await self._advance(cache)
+            except NotFound:
+                raise
+            except Exception as error:
+                if not cache.failing:
+                    log.exception("cannot catch up; what was known stays in force", tenant=str(cache.id))
+                cache.failing = True
+                raise Unavailable("the latest configuration cannot be read") from error
+            cache.failing = False
+            cache.caught_up_at = _now()
+
+    async def _advance(self, cache: TenantCache) -> None:
+        if _now() - cache.caught_up_at > RELOADED_AFTER_S:
+            view = await self._read(cache.id)
+            self._replace(cache, view, view.sites.keys())
+            return
+        async with self._database.sessions(cache.id) as session:
+            changes = await store.since(session, cache.id, cache.view.revision)
+        if changes is None:
+            raise NotFound(f"there is no tenant {cache.id}")
+        if changes.revision > cache.view.revision:
+            view = await self._pure(advance, cache.view, changes)
+            peers_of = partial(_peers_of, dict(cache.published))
+            self._replace(cache, view, await self._pure(concerned, cache.view, view, changes, peers_of))
+            for node in changes.nodes:
+                _answer_with(cache.waiting.get(str(node.site_id), {}).get(node.id) if node.revoked_at else None, look=True)
+
+    def _replace(self, cache: TenantCache, view: View, sites: AbstractSet[str]) -> None:
+        """`sites` are those that are to be compiled anew."""
+        gone = cache.published.keys() - view.sites.keys()
+        for site_id in gone:
+            del cache.published[site_id]
+        cache.view = view
+        cache.stale = (cache.stale | sites) & view.sites.keys()
+        cache.to_wake |= (sites | gone) & cache.waiting.keys()
+        if cache.to_wake and (cache.waker is None or cache.waker.done()):
+            cache.waker = asyncio.create_task(self._wake(cache))
+
+    async def _wake(self, cache: TenantCache) -> None:
+        """Compile for the sites where somebody waits, and have those look again: each knows which manifest it has, and waits on if it is the same.
+
+        Whether the compiled snapshot is new does not matter here: somebody else may have asked for it, and had it compiled, first.
+        """
+        while cache.to_wake:
+            site_id = cache.to_wake.pop()
+            with suppress(NotFound, Unavailable):
+                await self.published(cache, site_id)
+            for woken in cache.waiting.get(site_id, {}).values():
+                _answer_with(woken, look=True)
+
+    async def _pure(self, function: Callable[..., V], *arguments: Any) -> V:
+        return await asyncio.get_running_loop().run_in_executor(self._compiler, function, *arguments)
+
+
+def _compile(site_id: str, view: View) -> Snapshot:
+    snapshot = compile_site(site_id, view.intent, view.fleet.observations)
+    snapshot.manifest.hash  # noqa: B018  # computed here rather than on the event loop
+    return snapshot
+
+
+def _answer(cache: TenantCache, published: Published, known: str | None) -> ManifestAnswer:
+    revision = cache.view.revision if published.held_until is None else published.held_until
+    if published.hash == known:
+        return ManifestAnswer(hash=known, revision=revision, since=known)
+    old = cache.digests.get(known) if known else None
+    if old is None:
+        return ManifestAnswer(hash=published.hash, revision=revision, entries=published.snapshot.manifest.entries)
+    new = published.snapshot.items
+    changed = tuple(
+        Entry.model_construct(kind=kind, key=key, hash=item.hash) for (kind, key), item in new.items() if old.get((kind, key)) != item.hash
+    )
+    removed = tuple(sorted(old.keys() - new.keys()))
+    return ManifestAnswer(hash=published.hash, revision=revision, since=known, entries=changed, removed=removed)
+
+
+def _named(snapshot: Snapshot, refs: Sequence[str]) -> set[str]:
+    bodies = [item.body for item in snapshot.items.values() if b'"secret:' in item.body]
+    return {ref for ref in refs if any(f'"{ref}"'.encode() in body for body in bodies)}
+
+
+def _fitting(items: Iterable[CompiledItem]) -> tuple[ItemBody, ...]:
+    """The first ones that fit in an answer, at least one."""
+    bodies: list[ItemBody] = []
+    size = 0
+    for item in items:
+        size += len(item.body)
+        if bodies and size > ANSWER_BYTES:
+            break
+        bodies.append(ItemBody.model_construct(hash=item.hash, kind=item.kind, body=item.body.decode()))
+    return tuple(bodies)
+
+
+def _answer_with(woken: asyncio.Future[bool] | None, *, look: bool) -> None:
+    if woken is not None and not woken.done():
+        woken.set_result(look)
+
+
+def _peers_of(published: Mapping[str, Published], site_id: str) -> Iterable[str]:
+    """Sites in whose snapshot this one is a peer."""
+    item = (ItemKind.PEER, site_id)
+    return [other for other, has in published.items() if item in has.snapshot.items]
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """The failure was logged, and the poll tries again."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,160 @@
+"""Signs of life: taken in memory, written in batches, judged by leases."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from agent.protocol.report import Heartbeat, HeartbeatAnswer
+from controlplane.services.agents import Agent
+from controlplane.store import nodes as store
+from controlplane.store.changes import announce_status
+from controlplane.store.nodes import NodeStatus
+from controlplane.store.observations import boot_is_known
+from controlplane.store.session import Database
+
+log = structlog.get_logger()
+
+SHORTEST_PACE_S = 3.0
+LONGEST_PACE_S = 30.0
+NODES_PER_S = 300.0
+"""So many heartbeats per second are what a tenant's fleet may cost."""
+LEASE_PACES = 3
+TWIN = "two agents run with this node's identity; each needs a state directory of its own, and a registration under another name"
+
+
+def pace_s(fleet: int) -> float:
+    """Between two heartbeats of one node, in a tenant with so many."""
+    return min(max(SHORTEST_PACE_S, fleet / NODES_PER_S), LONGEST_PACE_S)
+
+
+def lease(fleet: int) -> timedelta:
+    """A node that was silent for longer is not known to live."""
+    return timedelta(seconds=LEASE_PACES * pace_s(fleet))
+
+
+def is_fresh(status: NodeStatus | None, fleet: int, now: datetime) -> bool:
+    """Whether the node was heard of within its lease."""
+    return status is not None and now - status.last_heartbeat_at <= lease(fleet)
+
+
+@dataclass(frozen=True)
+class Taken:
+    status: NodeStatus
+    tells: bool
+    """Whether it says something that somebody may be waiting for."""
+
+
+class Heartbeats:
+    """Of one replica."""
+
+    def __init__(self, database: Database, now: datetime) -> None:
+        self._database = database
+        self._last: dict[UUID, NodeStatus] = {}
+        self._pending: dict[UUID, dict[UUID, Taken]] = {}
+        """By tenant and node."""
+        self._reported: dict[UUID, str] = {}
+        """Nodes of whose boot there is a report."""
+        self._replaced: dict[UUID, str] = {}
+        """The boot before the current one, by node."""
+        self._twins: dict[UUID, datetime] = {}
+        """When two boots of a node were last heard of by turns."""
+        self.urgent = asyncio.Event()
+        """Set when something is to be written at once."""
+        self.healthy_since: datetime | None = now
+        """Since when heartbeats could have been heard and written; None while they cannot."""
+
+    async def take(self, agent: Agent, heartbeat: Heartbeat, now: datetime) -> HeartbeatAnswer:
+        """What is not newer than the last of its boot changes nothing."""
+        status = _status(agent.node.id, heartbeat, now)
+        last = self._last.get(agent.node.id)
+        if last is not None and last.boot_id != status.boot_id:
+            self._note_boot(last, status)
+        if self._has_twin(agent.node.id, agent.cache.view.fleet.size, now):
+            status = replace(status, warnings=[*status.warnings, TWIN])
+        if last is None or last.boot_id != status.boot_id or last.sequence < status.sequence:
+            tells = last is None or _said(last) != _said(status)
+            self._last[agent.node.id] = status
+            self._pending.setdefault(agent.tenant_id, {})[agent.node.id] = Taken(status, tells or self._unwritten(agent))
+            if tells:
+                self.urgent.set()
+        resend = not await self._boot_is_known(agent, heartbeat.boot_id)
+        return HeartbeatAnswer(pace_s=pace_s(agent.cache.view.fleet.size), now=now.timestamp(), resend=resend)
+
+    def reported(self, node_id: UUID, boot_id: str) -> None:
+        """A report of that boot was written."""
+        self._reported[node_id] = boot_id
+
+    def is_silent(self, heard_at: datetime | None, fleet: int, now: datetime) -> bool:
+        """Whether a node that was last heard of then is known not to live: judged only after a whole lease in which it could have been heard."""
+        could_hear = self.healthy_since is not None and now - self.healthy_since > lease(fleet)
+        return could_hear and heard_at is not None and now - heard_at > lease(fleet)
+
+    async def flush(self, now: datetime) -> None:
+        """Write what was taken since the last time; what cannot be written now stays for the next."""
+        self.urgent.clear()
+        pending, self._pending = self._pending, {}
+        for tenant_id, taken in pending.items():
+            try:
+                await self._write(tenant_id, taken)
+                self.healthy_since = self.healthy_since or now
+            except IntegrityError:
+                log.info("heartbeats of nodes that are gone", tenant=str(tenant_id), nodes=len(taken))
+            except (SQLAlchemyError, OSError) as error:
+                if self.healthy_since:
+                    log.warning("cannot write heartbeats", error=str(error))
+                self.healthy_since = None
+                self._pending[tenant_id] = {**taken, **self._pending.get(tenant_id, {})}
+
+    async def _write(self, tenant_id: UUID, taken: dict[UUID, Taken]) -> None:
+        async with self._database.sessions(tenant_id) as session:
+            await store.write_statuses(session, tenant_id, (taken[node_id].status for node_id in sorted(taken)))
+            if any(heartbeat.tells for heartbeat in taken.values()):
+                await announce_status(session, tenant_id)
+
+    def _note_boot(self, last: NodeStatus, status: NodeStatus) -> None:
+        """A boot that speaks again after another one had replaced it is no restart: somebody has copied a state directory."""
+        if self._replaced.get(status.node_id) == status.boot_id:
+            self._twins[status.node_id] = status.last_heartbeat_at
+        self._replaced[status.node_id] = last.boot_id
+
+    def _has_twin(self, node_id: UUID, fleet: int, now: datetime) -> bool:
+        seen = self._twins.get(node_id)
+        return seen is not None and now - seen <= lease(fleet)
+
+    def _unwritten(self, agent: Agent) -> bool:
+        """Whether something that was said before is still to be written."""
+        earlier = self._pending.get(agent.tenant_id, {}).get(agent.node.id)
+        return earlier is not None and earlier.tells
+
+    async def _boot_is_known(self, agent: Agent, boot_id: str) -> bool:
+        if self._reported.get(agent.node.id) != boot_id:
+            async with self._database.sessions(agent.tenant_id) as session:
+                if not await boot_is_known(session, agent.tenant_id, agent.node.id, boot_id):
+                    return False
+            self._reported[agent.node.id] = boot_id
+        return True
+
+
+def _status(node_id: UUID, heartbeat: Heartbeat, now: datetime) -> NodeStatus:
+    return NodeStatus(
+        node_id=node_id,
+        boot_id=heartbeat.boot_id,
+        sequence=heartbeat.sequence,
+        last_heartbeat_at=now,
+        applied_hash=heartbeat.applied_hash,
+        applied_revision=heartbeat.applied_revision,
+        rejected=[rejection.model_dump(mode="json") for rejection in heartbeat.rejected],
+        proxy=heartbeat.proxy,
+        warnings=list(heartbeat.warnings),
+        clock_skew_s=heartbeat.sent_at - now.timestamp(),
+        version=heartbeat.version,
+    )
+
+
+def _said(status: NodeStatus) -> tuple[object, ...]:
+    """Without what every heartbeat changes."""
+    return status.boot_id, status.applied_hash, status.rejected, status.proxy, status.warnings, status.version

@@ -1,0 +1,125 @@
+"""Claims of load balancers on listeners: refused when written, resolved when membership changes."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from controlplane.compile.claims import claims
+from controlplane.compile.intent import Intent, Tenant
+from controlplane.compile.members import members
+from controlplane.errors import FieldError, ListenerTaken
+from controlplane.resources.base import Key, Ref, Stored
+from controlplane.resources.claim import Place
+from controlplane.resources.envelope import MAX_DETAILS
+from controlplane.resources.registry import refs
+from controlplane.store import claims as store
+from controlplane.store import refs as ref_store
+from controlplane.store import resources as resource_store
+from controlplane.store.claims import Holding, Owner
+
+KINDS = ("http_loadbalancer", "tcp_loadbalancer")
+
+
+async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[Any], before: Stored[Any] | None) -> None:
+    """Take the places that a load balancer asks for. Raises `ListenerTaken` if one of them has an owner.
+
+    What it asked for already (`before`) and did not get, because somebody else was there when a site joined, is no reason to refuse.
+    """
+    kind, key = load_balancer.kind, load_balancer.key
+    places = await _places(session, tenant_id, [load_balancer, *([before] if before else [])])
+    wanted = claims(load_balancer, places)
+    old = claims(before, places) if before else frozenset()
+    await store.release(session, tenant_id, [Holding(kind, key, old - wanted)])
+    await store.take(session, tenant_id, [Holding(kind, key, wanted)])
+    got = (await store.owned(session, tenant_id, kind, [key])).get(key, frozenset())
+    if refused := wanted - old - got:
+        raise await _taken(session, tenant_id, Holding(kind, key, refused), places)
+
+
+async def release(session: AsyncSession, tenant_id: UUID, kind: str, keys: Collection[Key]) -> None:
+    """Give up everything that these load balancers have."""
+    owned = await store.owned(session, tenant_id, kind, keys)
+    await store.release(session, tenant_id, [Holding(kind, key, claimed) for key, claimed in owned.items()])
+
+
+async def follow_site(session: AsyncSession, tenant_id: UUID, *versions: Stored[Any]) -> None:
+    """A site appeared or changed: whoever is advertised there by name or label claims what is free, and lets go where it left.
+
+    `versions` of the site are those before and after.
+    """
+    selecting = await _selecting(session, tenant_id, versions)
+    await _follow(session, tenant_id, [*_refs("site", {site.key for site in versions}), *_refs("virtual_site", selecting)])
+
+
+async def follow_virtual_site(session: AsyncSession, tenant_id: UUID, key: Key) -> None:
+    """A selector changed."""
+    await _follow(session, tenant_id, _refs("virtual_site", {key}))
+
+
+def _refs(kind: str, keys: Iterable[Key]) -> list[tuple[str, Key]]:
+    return [(kind, key) for key in keys]
+
+
+async def _selecting(session: AsyncSession, tenant_id: UUID, sites: Collection[Stored[Any]]) -> set[Key]:
+    """Virtual sites that select one of these."""
+    virtual_sites = [resource_store.parsed(json) for json in await resource_store.list_page(session, tenant_id, "virtual_site")]
+    alone = [_intent({"site": [site]}) for site in sites]
+    return {virtual.key for virtual in virtual_sites if any(members(virtual, intent) for intent in alone)}
+
+
+async def _follow(session: AsyncSession, tenant_id: UUID, targets: Iterable[tuple[str, Key]]) -> None:
+    """Bring the claims of those that refer to these up to date. The oldest comes first; what has an owner stays with it."""
+    found = {stored.uid: stored for target in targets for stored in await _advertised_at(session, tenant_id, *target)}
+    affected = sorted(found.values(), key=lambda stored: (stored.created_revision, stored.key))
+    places = await _places(session, tenant_id, affected)
+    wanted = [Holding(stored.kind, stored.key, claims(stored, places)) for stored in affected]
+    had = {kind: await store.owned(session, tenant_id, kind, [holding.key for holding in wanted if holding.kind == kind]) for kind in KINDS}
+    left = [Holding(new.kind, new.key, had[new.kind].get(new.key, frozenset()) - new.claims) for new in wanted]
+    await store.release(session, tenant_id, left)
+    await store.take(session, tenant_id, wanted)
+
+
+async def _advertised_at(session: AsyncSession, tenant_id: UUID, kind: str, key: Key) -> list[Stored[Any]]:
+    referrers = await ref_store.referrers(session, tenant_id, kind, [key])
+    found: list[Stored[Any]] = []
+    for of in KINDS:
+        keys = [referrer.key for referrer in referrers if referrer.kind == of]
+        found += [resource_store.parsed(json) for json in await resource_store.find(session, tenant_id, of, keys)]
+    return found
+
+
+async def _places(session: AsyncSession, tenant_id: UUID, load_balancers: Iterable[Stored[Any]]) -> Intent:
+    """The sites and virtual sites at which these are advertised, and nothing else of the tenant."""
+    needed: set[Ref] = {ref for stored in load_balancers for ref in refs(stored.kind, stored.metadata, stored.spec)}
+    virtual = {ref.key for ref in needed if ref.kind == "virtual_site"}
+    named = {ref.key for ref in needed if ref.kind == "site"}
+    sites = (
+        await resource_store.list_page(session, tenant_id, "site")
+        if virtual
+        else await resource_store.find(session, tenant_id, "site", named)
+    )
+    virtual_sites = await resource_store.find(session, tenant_id, "virtual_site", virtual)
+    return _intent({"site": map(resource_store.parsed, sites), "virtual_site": map(resource_store.parsed, virtual_sites)})
+
+
+def _intent(objects: dict[str, Iterable[Stored[Any]]]) -> Intent:
+    tenant = Tenant(id="", name="", trust_domain="", peer_anchor_pem="")
+    return Intent(tenant, {kind: {stored.key: stored for stored in found} for kind, found in objects.items()})
+
+
+async def _taken(session: AsyncSession, tenant_id: UUID, refused: Holding, places: Intent) -> ListenerTaken:
+    names = {str(site.uid): site.metadata.name for site in places.of("site").values()}
+    owners: dict[tuple[Place, str | None], Owner] = {}
+    for owner in await store.owners(session, tenant_id, refused):
+        owners.setdefault((owner.claim.place, owner.claim.domain), owner)
+        if (owner.kind, owner.key) != (refused.kind, refused.key):
+            owners.setdefault((owner.claim.place, None), owner)
+    details = []
+    for wanted in sorted(refused.claims):
+        owner = owners.get((wanted.place, wanted.domain)) or owners[wanted.place, None]
+        what = f"domain {wanted.domain!r}" if owner.claim.domain == wanted.domain and wanted.domain else f"port {wanted.port}"
+        where = f"{wanted.network} port {wanted.port} of site {names[wanted.site_id]}"
+        details.append(FieldError("spec", f"{what} at {where} belongs to {owner.kind} {owner.key} ({owner.claim.protocol})"))
+    return ListenerTaken(details[0].description, details[:MAX_DETAILS])

@@ -1,0 +1,185 @@
+"""Nodes that want to become part of a site, and the person who decides."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import Field, ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agent.protocol.enrolment import Passport
+from controlplane.auth import Caller
+from controlplane.errors import Conflict, FieldError, Invalid, NotFound
+from controlplane.pki import KeyRing
+from controlplane.resources.base import Labels, Unless, Value
+from controlplane.services import sites
+from controlplane.store import audit, nodes, tokens
+from controlplane.store import registrations as store
+from controlplane.store.audit import AuditRecord
+from controlplane.store.changes import raise_revision
+from controlplane.store.registrations import Registration
+
+NAMESPACE = "system"
+State = Literal[
+    "NOTSET",
+    "NEW",
+    "APPROVED",
+    "ADMITTED",
+    "RETIRED",
+    "FAILED",
+    "DONE",
+    "PENDING",
+    "ONLINE",
+    "UPGRADING",
+    "MAINTENANCE",
+    "FAILED_INACTIVE",
+]
+STATES: tuple[str, ...] = get_args(State)
+"""Of F5 XC, in the order of their numbers. Ours are PENDING, APPROVED, ADMITTED and RETIRED."""
+
+
+class ApprovedPassport(Value):
+    """What a person confirms."""
+
+    unsupported: ClassVar[Mapping[str, str | Unless]] = {
+        "default_os_version": "software is not managed from here",
+        "default_sw_version": "software is not managed from here",
+        "operating_system_version": "software is not managed from here",
+        "volterra_software_version": "software is not managed from here",
+        "private_network_name": "private networks are not supported",
+    }
+
+    cluster_name: str
+    cluster_type: Literal["ce"] = "ce"
+    cluster_size: int = Field(1, ge=0)
+    latitude: float = Field(ge=-90, le=90)
+    longitude: float = Field(ge=-180, le=180)
+
+
+async def get(session: AsyncSession, caller: Caller, name: str) -> Registration:
+    found = await store.get(session, caller.tenant_id, name)
+    if found is None:
+        raise NotFound(f"registration {name} does not exist")
+    return found
+
+
+async def search(
+    session: AsyncSession, caller: Caller, *, state: str | None = None, site_name: str | None = None, token: str | None = None
+) -> tuple[Registration, ...]:
+    """Oldest first. `token` is the name of one."""
+    token_id = None
+    if token is not None:
+        found = await tokens.get(session, caller.tenant_id, token)
+        if found is None:
+            raise NotFound(f"token {token} does not exist")
+        token_id = found.id
+    return await store.search(session, caller.tenant_id, state=state, site_name=site_name, token_id=token_id)
+
+
+async def approve(
+    session: AsyncSession,
+    caller: Caller,
+    name: str,
+    passport: ApprovedPassport,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    *,
+    ring: KeyRing,
+    now: datetime,
+) -> Registration:
+    """Let the node in; its site is created if there is none. Labels and annotations are added, or overwrite. Repeating it changes nothing.
+
+    Raises `NotFound`, `Invalid` for a passport of another site, and `Conflict` for a registration that was retired.
+    """
+    await raise_revision(session, caller.tenant_id)
+    registration = await _locked(session, caller, name)
+    if passport.cluster_name != registration.site_name:
+        description = f"should be {registration.site_name}, which the node asks for; start it with another site name to change that"
+        raise Invalid(f"passport.cluster_name: {description}", [FieldError("passport.cluster_name", description)])
+    if registration.state == "RETIRED":
+        raise Conflict(f"registration {name} is RETIRED: the node has to enrol again")
+    if registration.state == "PENDING":
+        wanted = replace(
+            registration,
+            passport={**registration.passport, **passport.model_dump(mode="json")},
+            labels={**registration.labels, **labels},
+            annotations={**registration.annotations, **annotations},
+        )
+        registration = await admit(session, caller, wanted, merge=True, ring=ring, now=now)
+        await _record(session, caller, "CustomAPI.RegistrationApprove", registration, now)
+    return registration
+
+
+async def admit(
+    session: AsyncSession, caller: Caller, registration: Registration, *, merge: bool, ring: KeyRing, now: datetime
+) -> Registration:
+    """Write that it is approved, with its site, to which its labels and annotations go: if that exists already, only with `merge`."""
+    passport = Passport.model_validate(registration.passport)
+    words = {"labels": checked_labels(registration.labels), "annotations": registration.annotations}
+    site = await sites.ensure(session, caller, registration.site_name, passport, words, merge=merge, ring=ring, now=now)
+    return await store.change(
+        session,
+        caller.tenant_id,
+        registration.name,
+        state="APPROVED",
+        state_at=now,
+        site_id=site.uid,
+        passport=registration.passport,
+        labels=registration.labels,
+        annotations=registration.annotations,
+    )
+
+
+async def retire(session: AsyncSession, caller: Caller, name: str, *, now: datetime) -> Registration:
+    """Whatever state it is in: its node is nobody's peer from now on, and may not come back with this key."""
+    revision = await raise_revision(session, caller.tenant_id)
+    registration = await _locked(session, caller, name)
+    if registration.node_id is not None:
+        await nodes.revoke(session, caller.tenant_id, [registration.node_id], revision, now)
+    if registration.state != "RETIRED":
+        registration = await store.change(session, caller.tenant_id, name, state="RETIRED", state_at=now)
+        await _record(session, caller, "CustomAPI.RegistrationApprove", registration, now)
+    return registration
+
+
+async def delete(session: AsyncSession, caller: Caller, name: str, *, now: datetime) -> None:
+    """Retired first, if it was not."""
+    registration = await retire(session, caller, name, now=now)
+    await store.delete(session, caller.tenant_id, name)
+    await _record(session, caller, "API.Delete", registration, now)
+
+
+def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Raises `Invalid` unless a site could have them."""
+    try:
+        return _Labelled(labels=dict(labels)).labels
+    except ValidationError as error:
+        details = [FieldError(f"labels.{refusal['loc'][1]}", refusal["msg"].removeprefix("Value error, ")) for refusal in error.errors()]
+        raise Invalid(f"{details[0].field} {details[0].description}", details) from None
+
+
+class _Labelled(Value):
+    labels: Labels
+
+
+async def _locked(session: AsyncSession, caller: Caller, name: str) -> Registration:
+    found = await store.get(session, caller.tenant_id, name, lock=True)
+    if found is None:
+        raise NotFound(f"registration {name} does not exist")
+    return found
+
+
+async def _record(session: AsyncSession, caller: Caller, rpc: str, registration: Registration, now: datetime) -> None:
+    shown: dict[str, Any] = {"state": registration.state, "passport": registration.passport, "labels": registration.labels}
+    record = AuditRecord(
+        at=now,
+        credential=caller.credential,
+        operator=caller.operator,
+        rpc=f"ves.io.schema.registration.{rpc}",
+        namespace=NAMESPACE,
+        name=registration.name,
+        uid=registration.uid,
+        object=shown,
+    )
+    await audit.add(session, caller.tenant_id, record)

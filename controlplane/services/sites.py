@@ -1,0 +1,85 @@
+"""Sites as places with nodes: how they appear, whether they are online, and how they are taken down."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agent.protocol.enrolment import Passport
+from controlplane.auth import Caller
+from controlplane.compile.members import labels
+from controlplane.pki import KeyRing
+from controlplane.resources.base import COMPUTED_LABELS, Key
+from controlplane.services import resources
+from controlplane.services.heartbeats import Heartbeats
+from controlplane.store import nodes
+from controlplane.store import resources as resource_store
+from controlplane.store.changes import StoredJson
+from controlplane.store.nodes import NodeStatus
+from controlplane.store.resources import parsed
+
+NAMESPACE = "system"
+
+
+async def ensure(
+    session: AsyncSession,
+    caller: Caller,
+    name: str,
+    passport: Passport,
+    words: Mapping[str, Mapping[str, str]],
+    *,
+    merge: bool,
+    ring: KeyRing,
+    now: datetime,
+) -> StoredJson:
+    """The site of that name: created if there is none, with the `labels` and `annotations` in `words`.
+
+    To a site that exists they are added, or overwrite, only with `merge`: what a site is part of is not for its nodes to change.
+    """
+    key = Key(NAMESPACE, name)
+    site = await resource_store.get(session, caller.tenant_id, "site", key)
+    if site is None:
+        body = {"metadata": {"name": name, **words}, "spec": _spec(passport)}
+        return await resources.create(session, caller, "site", NAMESPACE, body, ring=ring, now=now)
+    merged = {word: {**site.meta[word], **added} for word, added in words.items()}
+    if not merge or all(merged[word] == site.meta[word] for word in words):
+        return site
+    body = {"metadata": {**site.meta, **merged}, "spec": site.spec}
+    return await resources.replace(session, caller, "site", key, body, ring=ring, now=now)
+
+
+def _spec(passport: Passport) -> dict[str, Any]:
+    return {"coordinates": {"latitude": passport.latitude, "longitude": passport.longitude}}
+
+
+async def decommission(session: AsyncSession, caller: Caller, name: str, *, now: datetime) -> StoredJson:
+    """Revoke its nodes, retire its registrations, delete it; whoever refers to it shows `SiteGone`. Raises `NotFound`."""
+    return await resources.delete(session, caller, "site", Key(NAMESPACE, name), now=now)
+
+
+def system_labels(site: StoredJson) -> dict[str, str]:
+    """What selectors see besides the labels that users gave it."""
+    return {label: value for label, value in labels(parsed(site)).items() if label in COMPUTED_LABELS}
+
+
+async def states(
+    session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID], heartbeats: Heartbeats, now: datetime
+) -> dict[UUID, str]:
+    """`site_state` as in F5 XC, by id."""
+    found = await nodes.live(session, tenant_id, site_ids)
+    statuses = await nodes.statuses(session, tenant_id, [node.id for node in found])
+    silent = partial(heartbeats.is_silent, fleet=await nodes.count_live(session, tenant_id), now=now)
+    return {site_id: _state([statuses.get(node.id) for node in found if node.site_id == site_id], silent) for site_id in site_ids}
+
+
+def _state(statuses: Sequence[NodeStatus | None], is_silent: Callable[[datetime | None], bool]) -> str:
+    """ONLINE: a node that is not known to be silent has a configuration in force."""
+    if not statuses:
+        return "WAITING_FOR_REGISTRATION"
+    silent = [is_silent(status.last_heartbeat_at if status else None) for status in statuses]
+    if any(status and status.applied_hash and status.proxy == "live" and not gone for status, gone in zip(statuses, silent, strict=True)):
+        return "ONLINE"
+    return "FAILED" if all(silent) else "PROVISIONING"

@@ -1,0 +1,300 @@
+"""Whether what users wrote is in force: told by what nodes reported, never by what was sent to them."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal
+from uuid import UUID
+
+from agent.protocol.items import ItemKind, Listener
+from controlplane.compile.concern import concerned_sites
+from controlplane.compile.intent import Intent
+from controlplane.compile.members import topology
+from controlplane.compile.references import referrers
+from controlplane.compile.site import conditions
+from controlplane.compile.snapshot import CompiledItem, Condition
+from controlplane.errors import FieldError, Invalid, NotFound
+from controlplane.resources.base import Key, Stored
+from controlplane.resources.registry import refs
+from controlplane.services.delivery import Delivery, Published, TenantCache
+from controlplane.services.discovered import IN_CLUSTER
+from controlplane.services.heartbeats import Heartbeats, is_fresh
+from controlplane.services.view import View
+from controlplane.store import nodes, observations
+from controlplane.store.nodes import Node, NodeStatus
+from controlplane.store.observations import DiscoveryState, OriginState
+from controlplane.store.session import Database
+
+State = Literal["Applied", "Pending", "Rejected", "Offline", "NoNodes"]
+
+ITEMS_OF = {
+    "http_loadbalancer": (ItemKind.HTTP_LOADBALANCER,),
+    "tcp_loadbalancer": (ItemKind.TCP_LOADBALANCER,),
+    "origin_pool": (ItemKind.ORIGIN_POOL, ItemKind.EXPORT),
+    "service_policy": (ItemKind.POLICY,),
+    "discovery": (ItemKind.DISCOVERY,),
+    "site": (ItemKind.SITE, ItemKind.PEER),
+}
+"""Items that carry an object's key, or a site's id."""
+Carrier = tuple[ItemKind, str]
+"""Kind and key of an item."""
+_LOOK_EVERY_S = 1.0
+"""While waiting: leases run out without anybody saying so, and a notification may get lost."""
+
+
+class Bell:
+    """Rings when nodes of a tenant said something new."""
+
+    def __init__(self) -> None:
+        self._next: dict[UUID, asyncio.Event] = {}
+        self.silenced = False
+        """Nobody should wait any more."""
+
+    def silence(self) -> None:
+        """Wake everybody, for the last time."""
+        self.silenced = True
+        for tenant_id in list(self._next):
+            self.ring(tenant_id)
+
+    def ring(self, tenant_id: UUID) -> None:
+        if event := self._next.pop(tenant_id, None):
+            event.set()
+
+    def next(self, tenant_id: UUID) -> asyncio.Event:
+        """Set at the next ring; taken before one looks, nothing is missed."""
+        return self._next.setdefault(tenant_id, asyncio.Event())
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One node, and what it last said."""
+
+    node: Node
+    status: NodeStatus | None
+    fresh: bool
+    """Heard of within its lease."""
+    silent: bool
+    """Known not to live."""
+    applied: bool
+    rejected: tuple[Mapping[str, Any], ...] = ()
+    """Of the object's items, in their current version."""
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    site: Stored[Any]
+    state: State
+    reason: str
+    nodes: tuple[NodeReport, ...]
+    origins: tuple[OriginState, ...] = ()
+    discovery: DiscoveryState | None = None
+    """Of a discovery, or of a site in its own cluster: what was found last."""
+
+
+@dataclass(frozen=True)
+class ObjectReport:
+    revision: int
+    sites: tuple[SiteReport, ...]
+    conditions: tuple[Condition, ...]
+
+    def missing(self, offline: str) -> tuple[SiteReport, ...]:
+        """Sites where it is not in force; without those that cannot answer, if they are to be ignored."""
+        forgiven = ("Offline", "NoNodes") if offline == "ignore" else ()
+        return tuple(site for site in self.sites if site.state != "Applied" and site.state not in forgiven)
+
+    def reason(self, offline: str) -> str:
+        """Worst first."""
+        states = {site.state for site in self.missing(offline)}
+        if not states:
+            return "Applied" if self.sites else "NoSites"
+        return next(state for state in ("Rejected", "Offline", "NoNodes", "Pending") if state in states)
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Looks at the objects of all tenants, in one replica."""
+
+    database: Database
+    delivery: Delivery
+    heartbeats: Heartbeats
+    clock: Callable[[], datetime]
+    bell: Bell = field(default_factory=Bell)
+
+    async def look(self, tenant_id: UUID, kind: str, key: Key, revision: int | None = None) -> ObjectReport:
+        """How an object is doing, at `revision` or its last write. Raises `NotFound`, and `Invalid` for a revision that is yet to come."""
+        cache = await self.delivery.cache(tenant_id)
+        await self.delivery.catch_up(cache)
+        view = cache.view
+        stored = view.intent.of(kind).get(key)
+        if stored is None:
+            raise NotFound(f"{kind} {key} does not exist")
+        if revision is not None and revision > view.revision:
+            description = f"is yet to come; the tenant is at {view.revision}"
+            raise Invalid(f"revision {revision} {description}", [FieldError("revision", description)])
+        wanted = stored.revision if revision is None else revision
+        sites = await self._sites(cache, stored, wanted)
+        found = (condition for condition in conditions(view.intent) if (condition.kind, condition.key) == (kind, key))
+        return ObjectReport(wanted, tuple(sites), (*found, *_of_sites(stored, sites)))
+
+    async def wait(self, tenant_id: UUID, kind: str, key: Key, revision: int | None, offline: str, timeout_s: float) -> ObjectReport:
+        """Look until it is in force everywhere, cannot come to be, or the time is up."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            rung = self.bell.next(tenant_id)
+            report = await self.look(tenant_id, kind, key, revision)
+            missing = report.missing(offline)
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0 or self.bell.silenced or all(site.state == "Rejected" for site in missing):
+                return report
+            try:
+                await asyncio.wait_for(rung.wait(), min(left_s, _LOOK_EVERY_S))
+            except TimeoutError:
+                continue
+
+    async def _sites(self, cache: TenantCache, stored: Stored[Any], revision: int) -> list[SiteReport]:
+        view = cache.view
+        ids = sorted(concerned_sites(stored.kind, stored.key, view.intent) & view.sites.keys(), key=lambda site_id: view.sites[site_id].key)
+        published = {site_id: await self.delivery.published(cache, site_id) for site_id in ids}
+        known = [node.id for site_id in ids for node in view.fleet.live.get(site_id, ())]
+        async with self.database.sessions(cache.id) as session:
+            statuses = await nodes.statuses(session, cache.id, known)
+            origins = await observations.origins(session, cache.id, known, _pools(stored))
+            found = await observations.discoveries(session, cache.id, _watchers(stored, known, view))
+        now = self.clock()
+        carried = carriers(stored, view.intent)
+        fresh = partial(is_fresh, fleet=view.fleet.size, now=now)
+        silent = partial(self.heartbeats.is_silent, fleet=view.fleet.size, now=now)
+        reports = []
+        for site_id in ids:
+            wanted = Wanted(carried, revision, published[site_id])
+            said = [_node(node, statuses.get(node.id), wanted, fresh, silent) for node in view.fleet.live.get(site_id, ())]
+            state, reason = _state(said, wanted)
+            reports.append(SiteReport(view.sites[site_id], state, reason, tuple(said), _latest(origins, said), _found(stored, found, said)))
+        return reports
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one site should have in force."""
+
+    carriers: frozenset[Carrier]
+    revision: int
+    published: Published
+
+    @property
+    def compiled(self) -> bool:
+        """Whether there is a snapshot of that revision at all."""
+        return self.published.held_until is None or self.published.held_until >= self.revision
+
+    def in_force(self, status: NodeStatus) -> bool:
+        """By the last ACK: of a snapshot at that revision or later, or of one that is the same at that revision."""
+        acked = status.applied_revision >= self.revision or (self.compiled and status.applied_hash == self.published.hash)
+        return acked and status.applied_hash is not None and status.proxy == "live"
+
+    def rejections(self, status: NodeStatus) -> Iterator[Mapping[str, Any]]:
+        """Of the items that carry the object, as they are now."""
+        items = self.published.snapshot.items
+        for rejection in status.rejected:
+            item = items.get((ItemKind(rejection["kind"]), rejection["key"]))
+            if item and item.hash == rejection["hash"] and self._is_carried_by(item):
+                yield rejection
+
+    def _is_carried_by(self, item: CompiledItem) -> bool:
+        """A load balancer by the listeners that it shares, too."""
+        if item.kind is not ItemKind.LISTENER:
+            return (item.kind, item.key) in self.carriers
+        listener = Listener.read(item.body)
+        kind = ItemKind.TCP_LOADBALANCER if listener.protocol == "tcp" else ItemKind.HTTP_LOADBALANCER
+        return any((kind, load_balancer) in self.carriers for load_balancer in listener.load_balancers)
+
+
+def carriers(stored: Stored[Any], intent: Intent) -> frozenset[Carrier]:
+    """Items that bring the object to a site. What has none of its own is carried by whatever refers to it."""
+    if kinds := ITEMS_OF.get(stored.kind):
+        key = str(stored.uid if stored.kind == "site" else stored.key)
+        return frozenset((kind, key) for kind in kinds)
+    if stored.kind == "site_mesh_group":
+        members = (topology(intent).located(None, ref) for ref in stored.spec.virtual_site)
+        return frozenset((ItemKind.PEER, site_id) for site_id in frozenset[str]().union(*members))
+    by = referrers(intent).get((stored.kind, stored.key), ())
+    return frozenset[Carrier]().union(*(carriers(referrer, intent) for referrer in by))
+
+
+def _node(
+    node: Node,
+    status: NodeStatus | None,
+    wanted: Wanted,
+    is_fresh: Callable[[NodeStatus | None], bool],
+    is_silent: Callable[[datetime | None], bool],
+) -> NodeReport:
+    applied = status is not None and wanted.in_force(status)
+    rejected = tuple(wanted.rejections(status)) if status else ()
+    silent = is_silent(status.last_heartbeat_at if status else node.created_at)
+    return NodeReport(node, status, is_fresh(status), silent, applied, rejected)
+
+
+def _state(said: Collection[NodeReport], wanted: Wanted) -> tuple[State, str]:
+    """Of a site, by its nodes that live or may live. Words for people go with it."""
+    if not said:
+        return "NoNodes", "no node has registered"
+    live = [report for report in said if report.fresh]
+    for report in live:
+        for rejection in report.rejected:
+            return "Rejected", f"node {report.node.name}: {rejection['reason']}"
+    if all(report.silent for report in said):
+        return "Offline", _silence(said)
+    unheard = ", ".join(report.node.name for report in said if not report.fresh and not report.silent)
+    if unheard:
+        return "Pending", f"waiting for a heartbeat of node {unheard}"
+    if all(report.applied for report in live):
+        return "Applied", ""
+    if not wanted.compiled:
+        return "Pending", "the configuration of this site cannot be compiled; see the control plane's log"
+    waiting = ", ".join(report.node.name for report in live if not report.applied)
+    return "Pending", f"waiting for node {waiting}"
+
+
+def _silence(said: Iterable[NodeReport]) -> str:
+    heard = [report.status.last_heartbeat_at for report in said if report.status]
+    return f"last heartbeat at {max(heard).isoformat(timespec='seconds')}" if heard else "never sent a heartbeat"
+
+
+def _pools(stored: Stored[Any]) -> tuple[str, ...]:
+    """Keys of the pools whose origins tell how the object does."""
+    if stored.kind == "origin_pool":
+        return (str(stored.key),)
+    return tuple({str(ref.key) for ref in refs(stored.kind, stored.metadata, stored.spec) if ref.kind == "origin_pool"})
+
+
+def _latest(origins: Iterable[OriginState], said: Iterable[NodeReport]) -> tuple[OriginState, ...]:
+    """Nodes of a site see the same endpoints: for each pool, what was said last."""
+    own = {report.node.id for report in said}
+    found: dict[str, OriginState] = {}
+    for origin in origins:
+        if origin.node_id in own and (origin.pool not in found or origin.reported_at > found[origin.pool].reported_at):
+            found[origin.pool] = origin
+    return tuple(found.values())
+
+
+def _watchers(stored: Stored[Any], known: Collection[UUID], view: View) -> Collection[UUID]:
+    """Nodes that read the clusters of a discovery, or of a site: its own."""
+    if stored.kind == "site":
+        return [node.id for node in view.fleet.live.get(str(stored.uid), ())]
+    return known if stored.kind == "discovery" else ()
+
+
+def _found(stored: Stored[Any], found: Iterable[DiscoveryState], said: Iterable[NodeReport]) -> DiscoveryState | None:
+    own = {report.node.id for report in said}
+    cluster = IN_CLUSTER if stored.kind == "site" else str(stored.key)
+    states = [state for state in found if state.node_id in own and state.discovery == cluster]
+    return max(states, key=lambda state: state.reported_at, default=None)
+
+
+def _of_sites(stored: Stored[Any], sites: Iterable[SiteReport]) -> Iterator[Condition]:
+    for site in sites:
+        if site.state in ("Rejected", "Offline"):
+            yield Condition(stored.kind, stored.key, site.state, f"site {site.site.metadata.name}: {site.reason}")
+        if site.discovery and not site.discovery.connected:
+            yield Condition(stored.kind, stored.key, "Disconnected", f"site {site.site.metadata.name}: {site.discovery.reason}")

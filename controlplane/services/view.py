@@ -1,0 +1,110 @@
+"""One tenant's intent and observations at one revision, as a replica holds it. Pure: changes go in, a new view comes out."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from agent.protocol.items import Gateway
+from controlplane.compile.concern import concerned_sites
+from controlplane.compile.intent import Intent, Observations, Tenant
+from controlplane.resources.base import Key, Stored
+from controlplane.store.changes import Changes
+from controlplane.store.nodes import Node
+from controlplane.store.resources import parsed
+
+EVERYTHING = 256
+"""So many changes at once concern every site; looking at each would take longer than compiling."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """All nodes of a tenant."""
+
+    nodes: Mapping[UUID, Node]
+    """Revoked ones included."""
+
+    @cached_property
+    def live(self) -> Mapping[str, tuple[Node, ...]]:
+        """By site id, those that are not revoked, by name."""
+        found: dict[str, list[Node]] = defaultdict(list)
+        for node in sorted(self.nodes.values(), key=lambda node: node.name):
+            if not node.revoked_at:
+                found[str(node.site_id)].append(node)
+        return {site_id: tuple(own) for site_id, own in found.items()}
+
+    @cached_property
+    def size(self) -> int:
+        """How many are not revoked."""
+        return sum(map(len, self.live.values()))
+
+    @cached_property
+    def observations(self) -> Observations:
+        gateways = {
+            site_id: tuple(
+                Gateway.model_validate(gateway) for node in sorted(own, key=lambda node: str(node.id)) for gateway in node.gateways
+            )
+            for site_id, own in self.live.items()
+        }
+        return Observations({site_id: found for site_id, found in gateways.items() if found})
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Never changed in place; what did not change is shared with the view before."""
+
+    revision: int
+    intent: Intent
+    fleet: Fleet
+
+    @cached_property
+    def sites(self) -> Mapping[str, Stored[Any]]:
+        """By id."""
+        return {str(site.uid): site for site in self.intent.of("site").values()}
+
+
+def first_view(tenant: Tenant, changes: Changes) -> View:
+    """From everything there is."""
+    return advance(View(-1, Intent(tenant, {}), Fleet({})), changes)
+
+
+def advance(view: View, changes: Changes) -> View:
+    """What holds after the changes. If it raises, nothing of them may be used."""
+    intent = view.intent
+    if changes.written or changes.deleted:
+        intent = Intent(intent.tenant, _objects(intent.objects, changes))
+    fleet = Fleet({**view.fleet.nodes, **{node.id: node for node in changes.nodes}}) if changes.nodes else view.fleet
+    return View(changes.revision, intent, fleet)
+
+
+def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], Iterable[str]]) -> frozenset[str]:
+    """Ids of the sites whose snapshot may differ. `peers_of` a site: the sites in whose snapshot it is a peer."""
+    keys = {(written.kind, written.key) for written in changes.written} | {(kind, key) for kind, key, _ in changes.deleted}
+    if len(keys) > EVERYTHING:
+        return frozenset(old.sites) | frozenset(new.sites)
+    found: set[str] = set()
+    for kind, key in keys:
+        found |= concerned_sites(kind, key, old.intent) | concerned_sites(kind, key, new.intent)
+    for site_id in _moved(old, new, changes.nodes):
+        found |= {site_id, *peers_of(site_id)}
+    return frozenset(found)
+
+
+def _moved(old: View, new: View, nodes: Iterable[Node]) -> set[str]:
+    """Sites with other gateways than before."""
+    sites = {str(node.site_id) for node in nodes}
+    before, after = old.fleet.observations.gateways, new.fleet.observations.gateways
+    return {site_id for site_id in sites if before.get(site_id) != after.get(site_id)}
+
+
+def _objects(objects: Mapping[str, Mapping[Key, Stored[Any]]], changes: Changes) -> Mapping[str, Mapping[Key, Stored[Any]]]:
+    touched = {kind for kind, _, _ in changes.deleted} | {written.kind for written in changes.written}
+    fresh = {kind: dict(objects.get(kind, {})) for kind in touched}
+    for kind, key, uid in changes.deleted:
+        if key in fresh[kind] and fresh[kind][key].uid == uid:
+            del fresh[kind][key]
+    for written in changes.written:
+        fresh[written.kind][written.key] = parsed(written)
+    return {**objects, **fresh}

@@ -1,0 +1,1 @@
+"""Postgres: tables, sessions and queries. Values in, values out; nobody commits below the request."""

@@ -1,0 +1,129 @@
+"""What happened to a tenant's intent since a revision: how caches catch up."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from controlplane.resources.base import Key
+from controlplane.store.nodes import Node
+from controlplane.store.session import INTENT_CHANNEL, STATUS_CHANNEL, Database
+from controlplane.store.tables import Json
+
+
+@dataclass(frozen=True)
+class StoredJson:
+    """An object as the database has it."""
+
+    kind: str
+    namespace: str
+    name: str
+    uid: UUID
+    meta: dict[str, Any]
+    spec: dict[str, Any]
+    version: int
+    revision: int
+    created_revision: int
+    created_at: datetime
+    modified_at: datetime
+
+    @property
+    def key(self) -> Key:
+        return Key(self.namespace, self.name)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Everything after one revision and up to another."""
+
+    tenant: str
+    """Its name."""
+    revision: int
+    written: tuple[StoredJson, ...]
+    deleted: tuple[tuple[str, Key, UUID], ...]
+    """Kind, key and uid; the key may have been taken again by an object of another uid, which is in `written`."""
+    nodes: tuple[Node, ...]
+    """Those whose key, gateways or revocation changed."""
+
+
+_SINCE = text("""
+    SELECT t.name, t.revision,
+        (SELECT jsonb_agg(r) FROM resources r WHERE r.tenant_id = t.id AND r.revision > :since) AS written,
+        (SELECT jsonb_agg(d ORDER BY d.revision) FROM deletions d WHERE d.tenant_id = t.id AND d.revision > :since AND :since >= 0) AS deleted,
+        (SELECT jsonb_agg(n) FROM nodes n WHERE n.tenant_id = t.id AND n.revision > :since) AS nodes
+    FROM tenants t WHERE t.id = :tenant_id
+""")
+"""One statement sees one moment, so nothing that it reads can be from another revision; and it is one round trip."""
+
+
+async def since(session: AsyncSession, tenant_id: UUID, revision: int) -> Changes | None:
+    """None if the tenant is gone; -1 gives everything there is."""
+    found = (await session.execute(_SINCE, {"tenant_id": tenant_id, "since": revision})).first()
+    if found is None:
+        return None
+    return Changes(
+        tenant=found.name,
+        revision=found.revision,
+        written=tuple(map(_written, found.written or ())),
+        deleted=tuple((row["kind"], Key(row["namespace"], row["name"]), UUID(row["uid"])) for row in found.deleted or ()),
+        nodes=tuple(map(_node, found.nodes or ())),
+    )
+
+
+def _written(row: Json) -> StoredJson:
+    return StoredJson(
+        kind=row["kind"],
+        namespace=row["namespace"],
+        name=row["name"],
+        uid=UUID(row["uid"]),
+        meta=row["metadata"],
+        spec=row["spec"],
+        version=row["version"],
+        revision=row["revision"],
+        created_revision=row["created_revision"],
+        created_at=datetime.fromisoformat(row["created_at"]),
+        modified_at=datetime.fromisoformat(row["modified_at"]),
+    )
+
+
+def _node(row: Json) -> Node:
+    return Node(
+        id=UUID(row["id"]),
+        site_id=UUID(row["site_id"]),
+        name=row["name"],
+        public_key_pem=row["public_key_pem"],
+        certificate_pem=row["certificate_pem"],
+        certificate_serial=row["certificate_serial"],
+        certificate_expires_at=datetime.fromisoformat(row["certificate_expires_at"]),
+        revision=row["revision"],
+        created_at=datetime.fromisoformat(row["created_at"]),
+        gateways=row["gateways"],
+        revoked_at=datetime.fromisoformat(row["revoked_at"]) if row["revoked_at"] else None,
+    )
+
+
+async def revisions(database: Database) -> dict[UUID, int]:
+    """Of every tenant: what a cache compares itself with when it may have missed a notification."""
+    async with database.definer() as connection:
+        rows = await connection.execute(text("SELECT id, revision FROM tenant_list()"))
+        return {row.id: row.revision for row in rows}
+
+
+_RAISE = text("""
+    UPDATE tenants SET revision = revision + 1 WHERE id = :tenant_id
+    RETURNING revision, pg_notify(:channel, id || ':' || revision)
+""")
+
+
+async def raise_revision(session: AsyncSession, tenant_id: UUID) -> int:
+    """Something that compilers look at changes in this transaction: the tenant's next revision, announced when it commits."""
+    revision: int = (await session.execute(_RAISE, {"tenant_id": tenant_id, "channel": INTENT_CHANNEL})).scalar_one()
+    return revision
+
+
+async def announce_status(session: AsyncSession, tenant_id: UUID) -> None:
+    """Who waits for the tenant's sites may look again, once this transaction commits."""
+    await session.execute(select(func.pg_notify(STATUS_CHANNEL, str(tenant_id))))

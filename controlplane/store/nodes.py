@@ -1,0 +1,145 @@
+"""Admitted nodes, their last heartbeats, and the proofs that they used."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from agent.protocol.enrolment import PROOF_LIFE_S
+from controlplane.store.rows import value, values
+from controlplane.store.tables import NodeRow, NodeStatusRow, ProofRow
+
+
+@dataclass(frozen=True)
+class Node:
+    id: UUID
+    site_id: UUID
+    name: str
+    public_key_pem: str
+    certificate_pem: str
+    certificate_serial: str
+    certificate_expires_at: datetime
+    revision: int
+    """The tenant's revision at which key, gateways or revocation last changed."""
+    created_at: datetime
+    gateways: list[Any] = field(default_factory=list)
+    """Of `agent.protocol.items.Gateway`, as JSON."""
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A node's last heartbeat."""
+
+    node_id: UUID
+    boot_id: str
+    sequence: int
+    last_heartbeat_at: datetime
+    applied_hash: str | None
+    applied_revision: int
+    rejected: list[Any]
+    """Of `agent.protocol.report.Rejection`, as JSON."""
+    proxy: str
+    warnings: list[str]
+    clock_skew_s: float
+    version: str
+
+
+async def add(session: AsyncSession, tenant_id: UUID, node: Node) -> None:
+    session.add(NodeRow(tenant_id=tenant_id, **asdict(node)))
+    await session.flush()
+
+
+async def get(session: AsyncSession, tenant_id: UUID, node_id: UUID, *, lock: bool = False) -> Node | None:
+    """`lock` keeps others from changing it until the transaction ends."""
+    query = select(NodeRow).filter_by(tenant_id=tenant_id, id=node_id)
+    return value(Node, await session.scalar(query.with_for_update() if lock else query))
+
+
+async def live(session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID] | None = None) -> tuple[Node, ...]:
+    """Those that are not revoked, of these sites or of all, by site and name."""
+    query = select(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None)
+    if site_ids is not None:
+        query = query.where(NodeRow.site_id.in_(site_ids))
+    return values(Node, await session.scalars(query.order_by(NodeRow.site_id, NodeRow.name)))
+
+
+async def count_live(session: AsyncSession, tenant_id: UUID) -> int:
+    """The size of the tenant's fleet."""
+    return await session.scalar(select(func.count()).select_from(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None)) or 0
+
+
+async def change(session: AsyncSession, tenant_id: UUID, node_id: UUID, **columns: Any) -> None:
+    """Set columns of a node."""
+    statement = update(NodeRow).filter_by(tenant_id=tenant_id, id=node_id).values(**columns)
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+async def revoke(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID], revision: int, now: datetime) -> None:
+    """From that revision on they are nobody's peers, and their proofs are refused."""
+    statement = update(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None).where(NodeRow.id.in_(node_ids))
+    statement = statement.values(revoked_at=now, revision=revision, gateways=[])
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+async def forget_revoked(session: AsyncSession, tenant_id: UUID, before: datetime) -> None:
+    """Delete those that were revoked before that time, with all that they said."""
+    statement = delete(NodeRow).filter_by(tenant_id=tenant_id).where(NodeRow.revoked_at < before)
+    await session.execute(statement.execution_options(synchronize_session=False))
+
+
+# Heartbeats
+
+
+async def statuses(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID] | None = None) -> dict[UUID, NodeStatus]:
+    """By node; those that never sent a heartbeat are missing."""
+    query = select(NodeStatusRow).filter_by(tenant_id=tenant_id)
+    if node_ids is not None:
+        query = query.where(NodeStatusRow.node_id.in_(node_ids))
+    return {row.node_id: value(NodeStatus, row) for row in await session.scalars(query)}
+
+
+_REPEATABLE_S = 2 * PROOF_LIFE_S
+"""A proof from a clock that is ahead is good for so long."""
+_REPLACED = text("""
+    CASE WHEN node_status.boot_id = excluded.boot_id THEN node_status.replaced ELSE (
+        SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each(node_status.replaced)
+        WHERE value::float > extract(epoch FROM excluded.last_heartbeat_at) - :repeatable_s
+    ) || jsonb_build_object(node_status.boot_id, extract(epoch FROM excluded.last_heartbeat_at)) END
+""").bindparams(repeatable_s=_REPEATABLE_S)
+_IS_NEWER = text("""
+    CASE WHEN node_status.boot_id = excluded.boot_id THEN node_status.sequence < excluded.sequence
+    ELSE node_status.last_heartbeat_at < excluded.last_heartbeat_at AND coalesce(
+        (node_status.replaced ->> excluded.boot_id)::float <= extract(epoch FROM excluded.last_heartbeat_at) - :repeatable_s, true
+    ) END
+""").bindparams(repeatable_s=_REPEATABLE_S)
+
+
+async def write_statuses(session: AsyncSession, tenant_id: UUID, heartbeats: Iterable[NodeStatus]) -> None:
+    """One statement for all. What is older never overwrites: by its sequence within a boot, by the time it was heard between boots.
+
+    A boot that was replaced stays so for as long as somebody could repeat a proof of it.
+    """
+    rows = [{"tenant_id": tenant_id, **asdict(status)} for status in heartbeats]
+    statement = insert(NodeStatusRow)
+    new = statement.excluded
+    statement = statement.on_conflict_do_update(
+        index_elements=["tenant_id", "node_id"],
+        set_={column: new[column] for column in rows[0] if column not in ("tenant_id", "node_id")} | {"replaced": _REPLACED},
+        where=_IS_NEWER,
+    )
+    await session.execute(statement, rows)
+
+
+# Proofs
+
+
+async def spend(session: AsyncSession, tenant_id: UUID, node_id: UUID, jti: str, expires_at: datetime) -> bool:
+    """Note that a proof was used; False if it had been before."""
+    statement = insert(ProofRow).values(tenant_id=tenant_id, node_id=node_id, jti=jti, expires_at=expires_at)
+    return await session.scalar(statement.on_conflict_do_nothing().returning(ProofRow.jti)) is not None

@@ -1,0 +1,70 @@
+"""Bodies of the objects that a lab creates, as short as they can be."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Body = dict[str, Any]
+
+
+def namespace(name: str) -> Body:
+    return {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}}
+
+
+def service(
+    name: str,
+    namespace: str,
+    port: int = 80,
+    target_port: int | str | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+    ports: Sequence[Mapping[str, Any]] = (),
+    **spec: Any,
+) -> Body:
+    """With one TCP port, or `ports` as Kubernetes writes them; `spec` adds or replaces any other field."""
+    only = [{"port": port, "protocol": "TCP", "targetPort": target_port or port}]
+    return {
+        "kind": "Service",
+        "apiVersion": "v1",
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(labels or {})},
+        "spec": {"type": "ClusterIP", "ports": [dict(port) for port in ports] or only, **spec},
+    }
+
+
+def endpoint_slice(
+    service: str,
+    namespace: str,
+    endpoints: Sequence[str | Mapping[str, Any]],
+    port: int = 8080,
+    *,
+    name: str = "",
+    family: str = "IPv4",
+    ports: Sequence[Mapping[str, Any]] = (),
+) -> Body:
+    """Addresses stand for ready endpoints. The slice is called `<service>-1` unless it has a name of its own."""
+    return {
+        "kind": "EndpointSlice",
+        "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {"name": name or f"{service}-1", "namespace": namespace, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": family,
+        "ports": [dict(port) for port in ports] or [{"name": "", "port": port, "protocol": "TCP"}],
+        "endpoints": [endpoint(one) if isinstance(one, str) else dict(one) for one in endpoints],
+    }
+
+
+def endpoint(address: str, *, ready: bool = True, serving: bool | None = None, terminating: bool = False, node: str = "") -> Body:
+    """`serving` follows `ready` unless given."""
+    conditions = {"ready": ready, "serving": ready if serving is None else serving, "terminating": terminating}
+    return {"addresses": [address], "conditions": conditions, **({"nodeName": node} if node else {})}
+
+
+def node(name: str, *addresses: str, ready: bool = True) -> Body:
+    """`addresses` are its InternalIPs."""
+    return {
+        "kind": "Node",
+        "apiVersion": "v1",
+        "metadata": {"name": name},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": address} for address in addresses] + [{"type": "Hostname", "address": name}],
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+        },
+    }

@@ -1,0 +1,168 @@
+"""The client by itself: which URL is asked, what is sent, and what answers mean. tests/api holds it against the real application."""
+
+import gzip
+import hashlib
+import json
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from email.utils import formatdate
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from agent.control import ControlPlane, Signer, source_address, token_claims
+from agent.errors import Busy, Misconfigured, NotRecognised, Refused, Unreachable
+from agent.protocol.manifest import ManifestAnswer
+from agent.protocol.report import DiscoveryReport, Heartbeat, HeartbeatAnswer, Report
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+BEAT = Heartbeat(boot_id="b", sequence=1, sent_at=0.0)
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+def control(answer: Answer, *urls: str) -> ControlPlane:
+    plane = ControlPlane(urls or ("https://one",), transport=httpx.MockTransport(answer))
+    plane.signer = Signer("node-1", KEY)
+    return plane
+
+
+def ok(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, text=HeartbeatAnswer(pace_s=3, now=0).model_dump_json())
+
+
+def refusal(status: int, reason: str = "", **headers: str) -> httpx.Response:
+    body = {"code": 16, "message": "no", "details": [{"field": reason, "description": "no"}] if reason else []}
+    return httpx.Response(status, json=body, headers=headers)
+
+
+def proof(request: httpx.Request) -> dict[str, object]:
+    scheme, _, token = request.headers["Authorization"].partition(" ")
+    assert scheme == "Proof"
+    assert jwt.get_unverified_header(token)["kid"] == "node-1"
+    claims: dict[str, object] = jwt.decode(
+        token, KEY.public_key(), algorithms=["ES256"], audience="isthmus-controlplane", options={"verify_iat": False}
+    )
+    return claims
+
+
+async def test_urls_are_tried_in_turn_and_the_one_that_answers_is_kept() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.host != "two":
+            raise httpx.ConnectError("refused")
+        return ok(request)
+
+    plane = control(answer, "https://one", "https://two", "https://three")
+    await plane.heartbeat(BEAT)
+    await plane.heartbeat(BEAT)
+    assert asked == ["one", "two", "two"]
+
+
+async def test_a_replica_that_cannot_now_is_passed_over() -> None:
+    plane = control(lambda request: refusal(503) if request.url.host == "one" else ok(request), "https://one", "https://two")
+    assert (await plane.heartbeat(BEAT)).pace_s == 3
+
+
+async def test_when_nobody_answers_it_says_who_was_asked() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectTimeout("")
+
+    with pytest.raises(Unreachable, match="https://one: ConnectTimeout"):
+        await control(answer, "https://one", "https://two").heartbeat(BEAT)
+
+
+async def test_the_time_to_come_back_is_passed_on_and_bounded() -> None:
+    with pytest.raises(Busy) as busy:
+        await control(lambda _: refusal(429, **{"Retry-After": "7"})).heartbeat(BEAT)
+    assert busy.value.retry_after_s == 7
+    with pytest.raises(Busy) as busy:
+        await control(lambda _: refusal(429, **{"Retry-After": "86400"})).heartbeat(BEAT)
+    assert busy.value.retry_after_s == 60
+
+
+async def test_the_proof_is_for_the_request_as_sent() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, text=ManifestAnswer(hash="h", revision=1).model_dump_json())
+
+    plane = control(answer, "https://one/")
+    await plane.manifest("a/b", wait=True)
+    claims = proof(seen[0])
+    assert claims["htm"] == "GET"
+    assert claims["htu"] == "/api/agent/v1/manifest?hash=a%2Fb&wait=25"
+    assert claims["bsh"] == urlsafe_b64encode(hashlib.sha256(b"").digest()).rstrip(b"=").decode()
+    await plane.manifest("a/b", wait=True)
+    assert proof(seen[1])["jti"] != claims["jti"]
+
+
+async def test_large_reports_are_compressed_and_proven_as_sent() -> None:
+    seen: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, json={})
+
+    many = tuple(DiscoveryReport(discovery=f"system/{index}", connected=True) for index in range(1000))
+    await control(answer).report(Report(boot_id="b", discoveries=many))
+    await control(answer).report(Report(boot_id="b", discoveries=many[:1]))
+    assert seen[0].headers["Content-Encoding"] == "gzip"
+    assert len(json.loads(gzip.decompress(seen[0].content))["discoveries"]) == 1000
+    assert proof(seen[0])["bsh"] == urlsafe_b64encode(hashlib.sha256(seen[0].content).digest()).rstrip(b"=").decode()
+    assert "Content-Encoding" not in seen[1].headers
+
+
+async def test_a_clock_that_is_an_hour_off_is_corrected_by_the_answer() -> None:
+    now = time.time() + 3600
+    seen: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(float(str(proof(request)["iat"])))
+        date = {"Date": formatdate(now, usegmt=True)}
+        if abs(seen[-1] - now) > 60:
+            return refusal(401, "ClockSkew", **date)
+        return httpx.Response(200, text=HeartbeatAnswer(pace_s=3, now=now).model_dump_json(), headers=date)
+
+    plane = control(answer)
+    await plane.heartbeat(BEAT)
+    await plane.heartbeat(BEAT)
+    assert len(seen) == 3
+    assert plane.skew_s == pytest.approx(3600, abs=5)
+
+
+async def test_a_node_that_is_not_known_is_told_apart() -> None:
+    with pytest.raises(NotRecognised):
+        await control(lambda _: refusal(401, "Revoked")).heartbeat(BEAT)
+    with pytest.raises(Refused) as refused:
+        await control(lambda _: refusal(401, "BadProof")).heartbeat(BEAT)
+    assert not isinstance(refused.value, NotRecognised)
+
+
+async def test_what_does_not_answer_like_a_control_plane_is_none() -> None:
+    with pytest.raises(Unreachable, match="does not answer like"):
+        await control(lambda _: httpx.Response(200, text="<html>Please log in</html>")).heartbeat(BEAT)
+
+
+async def test_a_refusal_without_our_body_is_still_told() -> None:
+    with pytest.raises(Refused, match="404: Not Found"):
+        await control(lambda _: httpx.Response(404, text="Not Found")).heartbeat(BEAT)
+
+
+def test_a_token_that_is_none_is_named() -> None:
+    with pytest.raises(Misconfigured, match="token cannot be read"):
+        token_claims("nonsense")
+
+
+def test_without_urls_there_is_nothing_to_talk_to() -> None:
+    with pytest.raises(Misconfigured, match="AGENT_CONTROL_PLANE_URLS"):
+        ControlPlane(())
+
+
+async def test_the_source_address_towards_this_machine_is_its_own() -> None:
+    assert await source_address("https://127.0.0.1:8443") == "127.0.0.1"

@@ -1,0 +1,93 @@
+"""What operators write, and how it is refused."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from agent.__main__ import app
+from agent.errors import Misconfigured
+from agent.settings import Settings, host_and_port
+
+
+def test_everything_has_a_default() -> None:
+    settings = Settings()
+    assert settings.gateway_address == "0.0.0.0:15443"
+    assert settings.sockets == settings.state_dir / "run"
+
+
+def test_lists_and_mappings_come_from_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_CONTROL_PLANE_URLS", "https://one:8443, https://two:8443")
+    monkeypatch.setenv("AGENT_LABELS", "region=eu,tier=")
+    settings = Settings()
+    assert settings.control_plane_urls == ("https://one:8443", "https://two:8443")
+    assert settings.labels == {"region": "eu", "tier": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("AGENT_CONTROL_PLANE_URLS", "one:8443", "is not a URL"),
+        ("AGENT_LABELS", "region", "key=value"),
+        ("AGENT_INSIDE_ADDRESS", "host", "not a valid IPv4"),
+        ("AGENT_LATITUDE", "91", "less than or equal to 90"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=says):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("gw.example", ("gw.example", 15443)),
+        ("10.0.0.1:443", ("10.0.0.1", 443)),
+        ("fd00::1", ("fd00::1", 15443)),
+        ("[fd00::1]:443", ("fd00::1", 443)),
+    ],
+)
+def test_hosts_with_and_without_ports(text: str, parsed: tuple[str, int]) -> None:
+    assert host_and_port(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["", ":443", "host:port", "host:99999", "https://host"])
+def test_what_is_no_host_is_refused(text: str) -> None:
+    with pytest.raises(Misconfigured):
+        host_and_port(text)
+
+
+def test_the_token_is_not_shown(tmp_path: Path) -> None:
+    assert "hush" not in repr(Settings(token="hush"))
+    (tmp_path / "token").write_text("from-file\n")
+    assert Settings(token_file=tmp_path / "token").registration_token() == "from-file"
+    with pytest.raises(Misconfigured, match="cannot be read"):
+        Settings(token_file=tmp_path / "none").registration_token()
+    with pytest.raises(Misconfigured, match="AGENT_TOKEN"):
+        Settings().registration_token()
+
+
+def test_a_directory_too_long_for_sockets_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="AGENT_RUN_DIR"):
+        _ = Settings(state_dir=Path("/" + "x" * 120)).sockets
+
+
+def test_help_names_every_setting_with_its_variable() -> None:
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in shown
+        assert f"AGENT_{name.upper()}" in shown
+
+
+def test_mistakes_end_the_program_with_their_name(tmp_path: Path) -> None:
+    wrong = CliRunner().invoke(app, ["run", "--latitude", "north"])
+    assert (wrong.exit_code, "latitude" in wrong.output) == (1, True)
+    without = CliRunner().invoke(app, ["run", "--state-dir", str(tmp_path), "--run-dir", str(tmp_path / "r")])
+    assert (without.exit_code, "AGENT_TOKEN" in without.output) == (1, True)
+
+
+def test_status_without_an_agent_says_so(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["status", "--state-dir", str(tmp_path)])
+    assert (shown.exit_code, "no agent has left a status" in shown.output) == (1, True)

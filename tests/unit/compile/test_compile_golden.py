@@ -1,0 +1,38 @@
+"""Whole tenants, and what each of their sites is told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controlplane.compile.site import compile_site, conditions
+from controlplane.compile.snapshot import Snapshot
+from tests.golden_files import ROOT, Golden
+from tests.unit.compile.intents import intent_of, observations_of, read_intent
+
+CASES = sorted((ROOT / "compile").iterdir())
+
+
+def readable(snapshot: Snapshot) -> str:
+    shown = {f"{kind} {key}": json.loads(item.body) for (kind, key), item in snapshot.items.items()}
+    return json.dumps(shown, indent=2) + "\n"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_sites_and_users_are_told_what_the_case_says(case: Path, golden: Golden) -> None:
+    intent = read_intent(golden.read(case / "intent.yaml"))
+    observations = observations_of(intent.of("site"))
+    for key, site in intent.of("site").items():
+        golden(case / f"{key.name}.json", readable(compile_site(str(site.uid), intent, observations)))
+    said = [f"{found.type} {found.kind} {found.key}: {found.message}\n" for found in conditions(intent)]
+    golden(case / "conditions.txt", "".join(said))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_order_of_objects_does_not_matter(case: Path, golden: Golden) -> None:
+    intent = read_intent(golden.read(case / "intent.yaml"))
+    reverse = intent_of(reversed([stored for of_kind in intent.objects.values() for stored in of_kind.values()]))
+    observations = observations_of(intent.of("site"))
+    for site in intent.of("site").values():
+        snapshots = [compile_site(str(site.uid), given, observations) for given in (intent, reverse)]
+        assert list(snapshots[0].items.items()) == list(snapshots[1].items.items())
