@@ -137,6 +137,8 @@ class PeerView:
     """None: not probed yet, so it is used as if it were reachable."""
     exports: Mapping[str, int] = field(default_factory=dict)
     """Pool key → healthy endpoints, bucketed; 0: do not use. A pool that is missing is unknown and gets weight 1."""
+    paths: Mapping[str, bool] = field(default_factory=dict)
+    """`direct`, `reverse` or an edge's id → whether it may be used. A path that is missing was not judged yet and may."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class LocalState:
     """By origin, sorted. Only origins of this site; a missing one has none."""
     peers: Mapping[str, PeerView] = field(default_factory=dict)
     """By site id. Under this site's own id: how its own origins were found, which TCP load balancers over several sites need."""
+    dials: frozenset[str] = frozenset()
+    """Ids of peers in a common mesh that cannot reach this site: this node keeps reverse tunnels to them."""
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """By reference."""
     trusted_ca_file: str = "/etc/ssl/certs/ca-certificates.crt"

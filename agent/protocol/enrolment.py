@@ -8,6 +8,8 @@
 Calls 2 and 3 are authorised by the token, calls under `/api/agent` by a `Proof` that is signed with the node's key.
 """
 
+from typing import Literal
+
 from pydantic import Field
 
 from agent.protocol.base import Message
@@ -104,6 +106,8 @@ class Credentials(Message):
     node_name: str
     trust_domain: str
     peer_anchor_pem: str
+    edge_anchor_pem: str = ""
+    kind: Literal["customer_edge", "regional_edge"] = "customer_edge"
     control_plane_anchor_pem: str = ""
     control_plane_urls: tuple[str, ...] = ()
 

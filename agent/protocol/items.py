@@ -29,6 +29,12 @@ class ItemKind(StrEnum):
     PEER = "peer"
     POLICY = "policy"
     DISCOVERY = "discovery"
+    EDGE = "edge"
+    RELAY = "relay"
+
+
+EDGES = "edges"
+"""Stands for the tenant in the names of regional edges' certificates."""
 
 
 class Site(Body):
@@ -38,10 +44,13 @@ class Site(Body):
     tenant: str
     site_id: str
     name: str
+    kind: Literal["customer_edge", "regional_edge"] = "customer_edge"
     labels: dict[str, str] = {}
     trust_domain: str
     peer_anchor_pem: str
-    """The tenant's intermediate: the only anchor for certificates of peers."""
+    """The tenant's intermediate: the only anchor for certificates of peers. Empty on a regional edge, where each relay brings its tenant's."""
+    edge_anchor_pem: str = ""
+    """The intermediate of regional edges: the only anchor for theirs."""
     control_plane_anchor_pem: str = ""
     """The roots (a bundle) under which control planes are trusted."""
     tunnel_dead_timeout: int = 10_000
@@ -314,6 +323,8 @@ class ExportUse(Body):
     protocol: Literal["http", "tcp"]
     peers: tuple[str, ...]
     """Ids of the sites where it is advertised, sorted."""
+    edges: tuple[str, ...] = ()
+    """Ids of the regional edges where it is advertised, sorted."""
     policies: tuple[str, ...] | None = None
     policy_headers: tuple[str, ...] = ()
     """Lower-case names of the headers that those policies look at, sorted."""
@@ -333,6 +344,30 @@ class Gateway(Body):
     host: str
     """IP address or DNS name."""
     port: int
+    workers: int = 1
+    """Of its Envoy. Whoever keeps reverse tunnels to an edge needs one more than these."""
+
+
+class Edge(Body):
+    """A regional edge that this site keeps reverse tunnels to, or reaches peers through; keyed by its id."""
+
+    site_id: str
+    name: str
+    gateways: tuple[Gateway, ...]
+    home: bool = False
+    """Whether this site keeps reverse tunnels to it."""
+    draining: bool = False
+    """Used only where nothing else leads."""
+
+
+class Relay(Body):
+    """What a regional edge may do for one tenant; keyed by the tenant's id."""
+
+    tenant_id: str
+    anchor_pem: str
+    """The tenant's intermediate: the only anchor for certificates of its nodes."""
+    sites: tuple[str, ...]
+    """Ids of the sites that may keep reverse tunnels here and open streams to each other, sorted."""
 
 
 class Peer(Body):
@@ -340,10 +375,16 @@ class Peer(Body):
 
     site_id: str
     name: str
+    tenant_id: str = ""
+    """Empty: this site's own tenant. Regional edges have peers in many."""
     gateways: tuple[Gateway, ...] = ()
     """Empty when the peer cannot be dialled directly from here."""
     direct: bool = True
-    """Whether both sites are in one site mesh group; without it, there is no direct path."""
+    """Whether a site mesh group joins both sites directly; without it, there is no direct path."""
+    edges: tuple[str, ...] = ()
+    """Ids of the regional edges where the peer keeps reverse tunnels, in the order of use; empty when no edge may be used."""
+    draining: bool = False
+    """Its exports are used only where no other site serves."""
 
 
 class PolicyRule(Body):
@@ -407,4 +448,6 @@ TYPES: dict[ItemKind, type[Body]] = {
     ItemKind.PEER: Peer,
     ItemKind.POLICY: Policy,
     ItemKind.DISCOVERY: Discovery,
+    ItemKind.EDGE: Edge,
+    ItemKind.RELAY: Relay,
 }

@@ -22,4 +22,7 @@ class PeerDocument(Message):
     node_id: str
     now: float
     manifest_hash: str | None
+    reaches_you: bool | None = None
+    """Whether the answering node reaches the asking site directly; None: not known. A peer that cannot is dialled from here, and keeps using that."""
+    draining: bool = False
     exports: tuple[ExportState, ...]

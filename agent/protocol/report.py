@@ -105,18 +105,36 @@ class OriginHealth(Message):
     total: Count
 
 
-class PeerHealth(Message):
-    """The path to a peer, by the last probe that was answered."""
+class PathHealth(Message):
+    """What was last seen of a path."""
 
-    site_id: Id
     state: Literal["UP", "DOWN", "UNKNOWN"]
-    path: Literal["direct"] = "direct"
     since: Moment
     last_evidence: Moment | None = None
     rtt_ms: float | None = None
-    error: str = ""
-    tls: str = ""
+    error: Text = ""
+    tls: Text = ""
     """Version, cipher and key exchange where known."""
+
+
+class PeerHealth(PathHealth):
+    """One path to a peer, by the last probe that was answered; every path of every peer is there."""
+
+    site_id: Id
+    path: Id = "direct"
+    """`direct`; `reverse`: direct, over tunnels that the peer dialled; or the id of the regional edge that it leads through."""
+    in_use: bool = False
+    reason: Text = ""
+    """Why it is in use or not, in words."""
+
+
+class EdgeHealth(PathHealth):
+    """This node's reverse tunnels to a regional edge."""
+
+    site_id: Id
+    """Of the edge."""
+    tunnels: Count = 0
+    """Open ones."""
 
 
 class EdgeMetrics(Message):
@@ -154,4 +172,5 @@ class Report(Message):
     discoveries: tuple[DiscoveryReport, ...] | None = None
     origins: tuple[OriginHealth, ...] | None = None
     peers: tuple[PeerHealth, ...] | None = None
+    edges: tuple[EdgeHealth, ...] | None = None
     metrics: MetricsReport | None = None
