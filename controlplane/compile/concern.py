@@ -37,7 +37,13 @@ def _of_referrers(kind: str, key: Key, intent: Intent) -> frozenset[str]:
 
 
 def _of_mesh(group: Stored[SiteMeshGroup], made: Plan) -> frozenset[str]:
-    return frozenset[str]().union(*(made.topology.located(None, ref) for ref in group.spec.virtual_site))
+    """With the spokes, if it is one of hubs."""
+    found = (made.topology.meshes.get(key) for key in (group.key, *_naming(group, made.intent)))
+    return frozenset[str]().union(*(mesh.sites for mesh in found if mesh))
+
+
+def _naming(group: Stored[SiteMeshGroup], intent: Intent) -> Iterable[Key]:
+    return (stored.key for stored in referrers(intent).get((group.kind, group.key), ()))
 
 
 def _of_discovery(discovery: Stored[Discovery], made: Plan) -> frozenset[str]:

@@ -1,10 +1,12 @@
-"""Which sites there are, which of them virtual sites select, and which are joined by a mesh."""
+"""Which sites there are, which of them virtual sites select, and which of those meshes join."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from controlplane.compile.intent import Intent
+from controlplane.compile.meshes import Mesh, meshes
+from controlplane.compile.snapshot import Condition
 from controlplane.resources.base import Key, SiteRef, Stored, VirtualSiteRef
 from controlplane.resources.site import Site
 from controlplane.resources.site_mesh_group import SiteMeshGroup
@@ -25,12 +27,23 @@ class Topology:
     """Of sites, by key."""
     members: Mapping[Key, frozenset[str]]
     """Of virtual sites: ids of sites."""
-    meshes: tuple[frozenset[str], ...]
-    """Members of each full mesh: ids of sites."""
+    meshes: Mapping[Key, Mesh]
+    """By key of the group."""
+    conflicts: tuple[Condition, ...]
+    """Of sites that are hub and spoke of the same relation."""
+
+    def joining(self, one: str, other: str) -> tuple[Mesh, ...]:
+        """The meshes that join both sites directly."""
+        return tuple(mesh for mesh in self.meshes.values() if mesh.joins(one, other))
 
     def joined(self, one: str, other: str) -> bool:
-        """Whether both sites are in one full mesh, so that there is a direct path."""
-        return any(one in mesh and other in mesh for mesh in self.meshes)
+        """Whether a mesh joins both sites, so that there is a direct path."""
+        return any(mesh.joins(one, other) for mesh in self.meshes.values())
+
+    def fallback(self, one: str, other: str) -> bool:
+        """Whether regional edges may stand in between both: unless a mesh joins them, and each that does forbids it."""
+        joining = self.joining(one, other)
+        return not joining or any(mesh.fallback for mesh in joining)
 
     def located(self, site: SiteRef | None, virtual_site: VirtualSiteRef | None) -> frozenset[str]:
         """Ids of the sites that either reference means; none for a site that is gone."""
@@ -49,11 +62,6 @@ def members(virtual_site: Stored[VirtualSite], intent: Intent) -> frozenset[str]
     return _selected(virtual_site.spec, intent.enabled("site"))
 
 
-def mesh(intent: Intent) -> tuple[frozenset[str], ...]:
-    """Ids of the members of each full mesh."""
-    return topology(intent).meshes
-
-
 def labels(site: Stored[Site]) -> dict[str, str]:
     """What selectors see: the user's labels, and those of the system, which cannot be overridden."""
     return {
@@ -68,12 +76,9 @@ def _topology(
     sites: tuple[Stored[Site], ...], virtual_sites: tuple[Stored[VirtualSite], ...], groups: tuple[Stored[SiteMeshGroup], ...]
 ) -> Topology:
     selected = {virtual_site.key: _selected(virtual_site.spec, sites) for virtual_site in virtual_sites}
-    return Topology(
-        sites={str(site.uid): site for site in sorted(sites, key=lambda site: str(site.uid))},
-        ids={site.key: str(site.uid) for site in sites},
-        members=selected,
-        meshes=tuple(frozenset().union(*(selected.get(ref.key, frozenset()) for ref in group.spec.virtual_site)) for group in groups),
-    )
+    by_id = {str(site.uid): site for site in sorted(sites, key=lambda site: str(site.uid))}
+    joined, conflicts = meshes(groups, selected, {site_id: site.metadata.name for site_id, site in by_id.items()})
+    return Topology(by_id, {site.key: str(site.uid) for site in sites}, selected, joined, conflicts)
 
 
 def _selected(virtual_site: VirtualSite, sites: Sequence[Stored[Site]]) -> frozenset[str]:

@@ -32,10 +32,10 @@ def compile_site(site_id: str, intent: Intent, observations: Observations) -> Sn
 
 
 def conditions(intent: Intent) -> tuple[Condition, ...]:
-    """What users should know of their objects, whether or not a site has them: dangling references, then conflicts by site."""
+    """What users should know of their objects, whether or not a site has them: dangling references, then conflicts of meshes and by site."""
     made = plan(intent)
     conflicts = (condition for site_id in sorted(made.listeners) for condition in made.listeners[site_id].conflicts)
-    return (*dangling(intent), *conflicts)
+    return (*dangling(intent), *made.topology.conflicts, *conflicts)
 
 
 def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[CompiledItem]:

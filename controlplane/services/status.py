@@ -11,7 +11,6 @@ from uuid import UUID
 from agent.protocol.items import ItemKind, Listener
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent
-from controlplane.compile.members import topology
 from controlplane.compile.references import referrers
 from controlplane.compile.site import conditions
 from controlplane.compile.snapshot import CompiledItem, Condition
@@ -216,8 +215,7 @@ def carriers(stored: Stored[Any], intent: Intent) -> frozenset[Carrier]:
         key = str(stored.uid if stored.kind == "site" else stored.key)
         return frozenset((kind, key) for kind in kinds)
     if stored.kind == "site_mesh_group":
-        members = (topology(intent).located(None, ref) for ref in stored.spec.virtual_site)
-        return frozenset((ItemKind.PEER, site_id) for site_id in frozenset[str]().union(*members))
+        return frozenset((ItemKind.PEER, site_id) for site_id in concerned_sites(stored.kind, stored.key, intent))
     by = referrers(intent).get((stored.kind, stored.key), ())
     return frozenset[Carrier]().union(*(carriers(referrer, intent) for referrer in by))
 

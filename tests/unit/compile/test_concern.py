@@ -2,7 +2,7 @@
 
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent
-from controlplane.compile.members import members, mesh
+from controlplane.compile.members import members, topology
 from controlplane.compile.site import compile_site
 from controlplane.resources.base import Key
 from tests.unit.compile.intents import (
@@ -82,7 +82,7 @@ def test_members_are_those_that_the_selector_matches() -> None:
     given = intent(*SITES, virtual_site("v", "k = 1"), virtual_site("w", "ves.io/siteName in (c)"), full_mesh("m", "v"))
     assert members(given.of("virtual_site")[Key("shared", "v")], given) == {A, B}
     assert members(given.of("virtual_site")[Key("shared", "w")], given) == {C}
-    assert mesh(given) == (frozenset({A, B}),)
+    assert topology(given).meshes[Key("system", "m")].members == {A, B}
 
 
 def test_who_wins_a_place_concerns_where_the_loser_called() -> None:

@@ -33,6 +33,7 @@ BODIES = {
         {
             "full_mesh": {"control_and_data_plane_mesh": {}},
             "disable_re_fallback": {},
+            "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
             "virtual_site": [{"namespace": "shared", "name": "x-k0s-clusters"}],
         },
     ),
@@ -50,7 +51,56 @@ BODIES = {
         {
             "full_mesh": {"data_plane_mesh": {}},
             "disable_re_fallback": {},
+            "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
             "virtual_site": [{"namespace": "shared", "name": "all"}],
+        },
+    ),
+    "spokes": (
+        "site_mesh_group",
+        "system",
+        {
+            "metadata": {"name": "spokes"},
+            "spec": {
+                "spoke_mesh": {"control_and_data_plane_mesh": {}, "hub_mesh_group": {"namespace": "system", "name": "hubs"}},
+                "enable_re_fallback": {},
+                "tunnel_type": "SITE_TO_SITE_TUNNEL_SSL",
+                "virtual_site": [{"namespace": "shared", "name": "all"}],
+            },
+        },
+        {
+            "spoke_mesh": {"control_and_data_plane_mesh": {}, "hub_mesh_group": {"namespace": "system", "name": "hubs"}},
+            "enable_re_fallback": {},
+            "tunnel_type": "SITE_TO_SITE_TUNNEL_SSL",
+            "virtual_site": [{"namespace": "shared", "name": "all"}],
+        },
+    ),
+    "spokes in the deprecated encoding": (
+        "site_mesh_group",
+        "system",
+        {
+            "metadata": {"name": "spokes"},
+            "spec": {
+                "type": 2,
+                "hub": [{"kind": "site_mesh_group", "name": "hubs"}],
+                "virtual_site": [{"namespace": "shared", "name": "all"}],
+            },
+        },
+        {
+            "spoke_mesh": {"data_plane_mesh": {}, "hub_mesh_group": {"namespace": "system", "name": "hubs"}},
+            "disable_re_fallback": {},
+            "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
+            "virtual_site": [{"namespace": "shared", "name": "all"}],
+        },
+    ),
+    "hubs in the deprecated encoding": (
+        "site_mesh_group",
+        "system",
+        {"metadata": {"name": "hubs"}, "spec": {"type": "SITE_MESH_GROUP_TYPE_HUB_FULL_MESH"}},
+        {
+            "hub_mesh": {"data_plane_mesh": {}},
+            "disable_re_fallback": {},
+            "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
+            "virtual_site": [],
         },
     ),
     "discovery": (

@@ -86,7 +86,6 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "spec.re_select.specific_re",
         "regional edges are not supported yet",
     ),
-    "hubs": ("site_mesh_group", {"hub_mesh": {}}, "spec.hub_mesh", "hub and spoke meshes are not supported yet"),
     "a bad selector": (
         "virtual_site",
         {"site_type": 2, "site_selector": {"expressions": ["a in b"]}},
@@ -357,9 +356,19 @@ def test_a_choice_that_is_off_and_on_is_refused_and_both_are_named() -> None:
     assert refused["spec.waf_choice"] == "app_firewall and disable_waf exclude each other, give one of them"
 
 
-def test_hubs_are_refused_in_the_deprecated_encoding_too() -> None:
-    refused = refusals("site_mesh_group", {"type": "SITE_MESH_GROUP_TYPE_SPOKE"})
-    assert refused["spec.type"] == "hub and spoke meshes are not supported yet"
+def test_a_spoke_group_has_one_group_of_hubs() -> None:
+    refused = refusals("site_mesh_group", {"type": 2, "hub": [{"name": "one"}, {"name": "two"}]})
+    assert refused["spec.hub"] == "belongs to a spoke, which names one group of hubs; make a group for each"
+
+
+def test_a_spoke_without_hubs_is_refused_in_the_deprecated_encoding_too() -> None:
+    assert refusals("site_mesh_group", {"type": "SITE_MESH_GROUP_TYPE_SPOKE"}) == {"spec.spoke_mesh.hub_mesh_group": NIL}
+    assert "spec.mesh_choice" in refusals("site_mesh_group", {"type": "SITE_MESH_GROUP_TYPE_SPOKE", "full_mesh": {}})
+
+
+def test_a_tunnel_that_must_be_ipsec_is_refused() -> None:
+    refused = refusals("site_mesh_group", {"full_mesh": {}, "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC"})
+    assert refused["spec.tunnel_type"].startswith("tunnels are TLS")
 
 
 def test_the_message_of_a_missing_choice_is_that_of_the_api() -> None:
