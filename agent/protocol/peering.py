@@ -6,6 +6,8 @@ PEER_AUTHORITY = "peers.isthmus"
 """`:authority` of the document's requests at a gateway."""
 PEER_DOCUMENT_PATH = "/v1/exports"
 PEER_HEALTH_PATH = "/v1/health"
+PROBE_PATH_HEADER = "x-isthmus-via"
+"""At the probe listener: the path by which a request is to go, named as in `PeerHealth.path`. Without it, the one in use."""
 
 
 class ExportState(Message):

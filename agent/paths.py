@@ -1,0 +1,187 @@
+"""Which of the paths to a peer is used, and why: direct is preferred, and a path that fails again and again rests.
+
+Values in, values out. Envoy itself moves traffic away from a path that fails; going back is decided here, and never sooner than a minute after
+the last time.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple
+
+DIRECT = "direct"
+REVERSE = "reverse"
+"""Direct, over tunnels that the peer dialled."""
+
+GOOD_PROBES = 3
+"""In a row, before a path that was down is used again."""
+REST_S = 60.0
+"""After a failure that follows another, or a return, by less than that."""
+_FAILURES_TOGETHER_S = 10.0
+"""Two failed probes within that time mean that the path is down; one alone may be a lost packet."""
+
+
+class Instant(NamedTuple):
+    steady: float
+    """Of a clock that nobody sets."""
+    wall: float
+    """Unix seconds, for people."""
+
+
+State = Literal["UP", "DOWN", "UNKNOWN"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """What is known of one path by its probes."""
+
+    since: float
+    """Unix seconds: of the state."""
+    state: State = "UNKNOWN"
+    last_evidence: float | None = None
+    rtt_ms: float | None = None
+    error: str = ""
+    good: int = 0
+    """Probes that were answered in a row."""
+    rests: bool = False
+    """Not to be used: it is down, or was and has not proved itself since."""
+    failed_at: float = -math.inf
+    down_at: float = -math.inf
+    back_at: float = -math.inf
+    rests_until: float = -math.inf
+    """With the three above: of the steady clock."""
+
+    def answered(self, rtt_ms: float | None, now: Instant, error: str = "") -> "Path":
+        since = self.since if self.state == "UP" else now.wall
+        rtt_ms = self.rtt_ms if rtt_ms is None else rtt_ms
+        return replace(self, since=since, state="UP", last_evidence=now.wall, rtt_ms=rtt_ms, error=error, good=self.good + 1)
+
+    def failed(self, error: str, now: Instant) -> "Path":
+        after = replace(self, error=error, good=0, failed_at=now.steady)
+        if self.state == "DOWN" or now.steady - self.failed_at > _FAILURES_TOGETHER_S:
+            return after
+        flaps = now.steady - max(self.down_at, self.back_at) < REST_S
+        until = now.steady + REST_S if flaps else self.rests_until
+        return replace(after, since=now.wall, state="DOWN", rests=True, down_at=now.steady, rests_until=until)
+
+    def has_rested(self, now: Instant) -> bool:
+        return self.state == "UP" and self.good >= GOOD_PROBES and now.steady >= self.rests_until
+
+    def back(self, now: Instant) -> "Path":
+        """Used again."""
+        return replace(self, rests=False, back_at=now.steady)
+
+    @property
+    def leads(self) -> bool:
+        return self.state == "UP" and not self.rests
+
+
+def unproven(since: float) -> Path:
+    """One that is not used before it has been found to work."""
+    return Path(since, rests=True)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The paths that there are to a peer."""
+
+    paths: tuple[str, ...]
+    """In order of preference."""
+    draining: frozenset[str] = frozenset()
+    """Those of them that are used only where no other leads."""
+    no_direct: str = ""
+    """Why `direct` is not among them."""
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Of edges, by id, for people."""
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(sorted(self.paths, key=lambda path: path in self.draining))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What follows for each path. `in_use` is None when nothing leads there."""
+
+    in_use: str | None
+    usable: Mapping[str, bool]
+    """A path that is missing was not judged yet, and may be tried."""
+    reasons: Mapping[str, str]
+
+
+def settled(route: Route, paths: Mapping[str, Path], now: Instant) -> dict[str, Path]:
+    """The paths, where those that have rested are used again; if nothing leads otherwise, the first that answers has rested enough."""
+    after = {name: path.back(now) if path.rests and path.has_rested(now) else path for name, path in paths.items()}
+    if not any(path.leads for path in after.values()):
+        waiting = next((name for name in route.order if name in after and after[name].state == "UP"), None)
+        if waiting is not None:
+            after[waiting] = after[waiting].back(now)
+    return after
+
+
+def choose(route: Route, paths: Mapping[str, Path], now: Instant) -> Choice:
+    """`paths` as they come from `settled`."""
+    known = {name: paths[name] for name in route.order if name in paths}
+    leading = next((name for name, path in known.items() if path.leads), None)
+    in_use = leading or next((name for name, path in known.items() if not path.rests), None)
+    spare = leading is not None and leading not in route.draining
+    usable = {
+        name: not path.rests and not (spare and name in route.draining)
+        for name, path in known.items()
+        if path.state != "UNKNOWN" or path.rests or (spare and name in route.draining)
+    }
+    return Choice(in_use, usable, dict(_reasons(route, known, in_use, now)))
+
+
+def _reasons(route: Route, known: Mapping[str, Path], in_use: str | None, now: Instant) -> Iterator[tuple[str, str]]:
+    passed: list[str] = []
+    for name, path in known.items():
+        if name == in_use:
+            yield name, "; ".join(passed) or _preferred(name, route)
+            passed = []
+            continue
+        why = _why_not(name, path, route, now)
+        if name != REVERSE or path.state != "UNKNOWN":
+            passed.append(f"{_called(name, route)} {why}")
+        yield name, why
+
+
+def _preferred(name: str, route: Route) -> str:
+    return f"preferred; {route.no_direct}" if name != DIRECT and route.no_direct else "preferred"
+
+
+def _why_not(name: str, path: Path, route: Route, now: Instant) -> str:
+    if path.state == "DOWN":
+        return f"is down: {path.error}"
+    if path.state == "UNKNOWN":
+        return "has not answered yet" + (f": {path.error}" if path.error else "")
+    if path.rests and path.rests_until > now.steady:
+        return f"held down after flapping until {_time_of_day(path.rests_until, now)}"
+    if path.rests:
+        return f"answers again, and is used after {GOOD_PROBES - path.good} more good probes"
+    return "is draining" if name in route.draining else "stands by"
+
+
+def _called(name: str, route: Route) -> str:
+    return name if name in (DIRECT, REVERSE) else f"edge {route.names.get(name, name)}"
+
+
+def _time_of_day(steady: float, now: Instant) -> str:
+    return datetime.fromtimestamp(now.wall + steady - now.steady, UTC).strftime("%H:%M:%S UTC")
+
+
+@dataclass(frozen=True)
+class Dialling:
+    """Whether this node keeps tunnels to a peer for the peer's own calls, by what the peer says of reaching this site."""
+
+    dials: bool = False
+    not_needed_since: float | None = None
+    """Of the steady clock."""
+
+    def told(self, reaches: bool | None, now: Instant) -> "Dialling":
+        """Begin as soon as the peer cannot reach this site; end when it has for a minute."""
+        if reaches is False:
+            return Dialling(dials=True)
+        since = now.steady if self.not_needed_since is None else self.not_needed_since
+        return Dialling(self.dials and now.steady - since < REST_S, since)

@@ -1,0 +1,197 @@
+"""The judgement about paths, on histories of probes."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.paths import DIRECT, GOOD_PROBES, REST_S, REVERSE, Choice, Dialling, Instant, Path, Route, choose, settled, unproven
+
+ROUTE = Route((DIRECT, "e1", "e2"), names={"e1": "lyon"})
+EVENING = 1_700_000_000.0
+
+
+def at(seconds: float) -> Instant:
+    return Instant(1_000 + seconds, EVENING + seconds)
+
+
+class History:
+    """A peer whose paths are probed every second."""
+
+    def __init__(self, route: Route = ROUTE) -> None:
+        self.route, self.now = route, 0.0
+        self.paths = {name: unproven(EVENING) if name == REVERSE else Path(EVENING) for name in route.paths}
+
+    def second(self, **answers: bool) -> Choice:
+        """One in which these paths answer or not; the others are not probed."""
+        for name, answers_ in answers.items():
+            path = self.paths[name]
+            self.paths[name] = path.answered(1.0, at(self.now)) if answers_ else path.failed("timed out", at(self.now))
+            self.paths = settled(self.route, self.paths, at(self.now))
+        choice = choose(self.route, self.paths, at(self.now))
+        self.now += 1
+        return choice
+
+    def seconds(self, count: int, **answers: bool) -> Choice:
+        return [self.second(**answers) for _ in range(count)][-1]
+
+
+def test_before_anything_answered_the_preferred_path_is_tried() -> None:
+    choice = choose(ROUTE, History().paths, at(0))
+    assert (choice.in_use, choice.usable) == (DIRECT, {})
+    assert choice.reasons["e1"] == "has not answered yet"
+
+
+def test_direct_is_preferred_and_the_others_stand_by() -> None:
+    choice = History().second(direct=True, e1=True, e2=True)
+    assert choice.in_use == DIRECT
+    assert choice.usable == {DIRECT: True, "e1": True, "e2": True}
+    assert choice.reasons == {DIRECT: "preferred", "e1": "stands by", "e2": "stands by"}
+
+
+def test_one_lost_probe_is_no_outage_and_two_are() -> None:
+    history = History()
+    history.second(direct=True, e1=True)
+    assert history.second(direct=False).in_use == DIRECT
+    choice = history.second(direct=False)
+    assert (choice.in_use, choice.usable[DIRECT]) == ("e1", False)
+    assert choice.reasons["e1"] == "direct is down: timed out"
+
+
+def test_losses_that_alternate_with_answers_are_an_outage_too() -> None:
+    history = History()
+    history.second(direct=True, e1=True)
+    choices = [history.second(direct=answers) for answers in (False, True, True, False)]
+    assert [choice.in_use for choice in choices] == [DIRECT, DIRECT, DIRECT, "e1"]
+
+
+def test_losses_far_apart_are_none() -> None:
+    history = History()
+    history.second(direct=True, e1=True)
+    for _ in range(5):
+        history.second(direct=False)
+        assert history.seconds(20, direct=True).in_use == DIRECT
+
+
+def test_after_one_failure_a_path_is_used_again_when_it_has_answered_a_few_times() -> None:
+    history = History()
+    history.second(direct=True, e1=True)
+    history.seconds(100, direct=True, e1=True)
+    history.seconds(5, direct=False, e1=True)
+    used = [history.second(direct=True, e1=True).in_use for _ in range(GOOD_PROBES)]
+    assert used == ["e1"] * (GOOD_PROBES - 1) + [DIRECT]
+
+
+def test_after_a_second_failure_within_a_minute_a_path_rests_for_a_minute() -> None:
+    history = History()
+    history.second(direct=True, e1=True)
+    for _ in range(2):
+        history.seconds(5, direct=True, e1=True)
+        history.seconds(2, direct=False, e1=True)
+    choice = history.seconds(10, direct=True, e1=True)
+    assert choice.in_use == "e1"
+    assert choice.reasons[DIRECT].startswith("held down after flapping until 22:14:")
+    assert choice.reasons["e1"] == f"direct {choice.reasons[DIRECT]}"
+    assert history.seconds(48, direct=True, e1=True).in_use == "e1"
+    assert history.second(direct=True, e1=True).in_use == DIRECT
+
+
+def test_a_path_that_rests_is_used_when_nothing_else_leads() -> None:
+    history = History()
+    history.second(direct=True, e1=True)
+    for _ in range(3):
+        history.seconds(5, direct=True, e1=True)
+        history.seconds(2, direct=False, e1=True)
+    assert history.second(direct=True, e1=True).in_use == "e1"
+    history.seconds(2, direct=True, e1=False)
+    assert history.second(direct=True, e1=False).in_use == DIRECT
+    assert history.seconds(10, direct=True, e1=True).in_use == DIRECT, "once it is used it stays so"
+
+
+def test_a_way_that_the_peer_opens_is_used_only_once_it_is_proven() -> None:
+    history = History(Route((REVERSE, "e1"), no_direct="the peer has no gateway"))
+    choice = history.second(e1=True)
+    assert (choice.in_use, choice.usable[REVERSE]) == ("e1", False)
+    assert choice.reasons["e1"] == "preferred; the peer has no gateway"
+    assert history.seconds(GOOD_PROBES - 1, reverse=True).in_use == "e1"
+    assert history.second(reverse=True).in_use == REVERSE
+
+
+def test_a_draining_edge_is_left_only_for_one_that_answers() -> None:
+    history = History(Route(("e1", "e2"), draining=frozenset({"e1"})))
+    choice = history.second(e1=True)
+    assert (choice.in_use, choice.usable) == ("e1", {"e1": True})
+    choice = history.second(e2=True)
+    assert (choice.in_use, choice.usable) == ("e2", {"e1": False, "e2": True})
+    assert choice.reasons["e1"] == "is draining"
+    assert history.seconds(2, e2=False).in_use == "e1"
+
+
+def test_when_all_are_down_nothing_is_in_use() -> None:
+    choice = History().seconds(2, direct=False, e1=False, e2=False)
+    assert choice.in_use is None
+    assert not any(choice.usable.values())
+
+
+ANSWERS = st.lists(st.fixed_dictionaries({name: st.booleans() for name in ROUTE.paths}), max_size=300)
+FLAPS = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), max_size=12)
+
+
+@given(ANSWERS)
+def test_as_long_as_a_path_is_up_one_that_is_up_is_in_use(answers: list[dict[str, bool]]) -> None:
+    history = History()
+    for answer in answers:
+        choice = history.second(**answer)
+        up = {name for name, path in history.paths.items() if path.state == "UP"}
+        assert choice.in_use in up if up else choice.in_use is None or history.paths[choice.in_use].state == "UNKNOWN"
+        if choice.in_use is not None:
+            assert choice.usable.get(choice.in_use, True)
+        assert choice.reasons.keys() == set(ROUTE.paths)
+
+
+@given(ANSWERS)
+def test_a_path_down_is_never_usable(answers: list[dict[str, bool]]) -> None:
+    history = History()
+    for answer in answers:
+        choice = history.second(**answer)
+        assert not any(choice.usable[name] for name, path in history.paths.items() if path.state == "DOWN")
+
+
+@given(FLAPS)
+def test_a_flapping_link_is_returned_to_at_most_once_a_minute(flaps: list[tuple[int, int]]) -> None:
+    returns = list(_returns(flaps))
+    assert all(later - earlier >= REST_S for earlier, later in pairwise(returns))
+
+
+def _returns(flaps: list[tuple[int, int]]) -> Iterator[float]:
+    history = History()
+    before = history.second(direct=True, e1=True, e2=True).in_use
+    for up, down in flaps:
+        for answers in [True] * up + [False] * down:
+            choice = history.second(direct=answers, e1=True, e2=True)
+            if choice.in_use == DIRECT != before:
+                yield history.now
+            before = choice.in_use
+
+
+@given(FLAPS, st.integers(0, 3))
+def test_a_link_that_has_become_steady_is_used_after_a_minute_at_the_latest(flaps: list[tuple[int, int]], spare: int) -> None:
+    history = History()
+    for up, down in flaps:
+        history.seconds(up, direct=True, e1=True)
+        history.seconds(down, direct=False, e1=True)
+    assert history.seconds(int(REST_S) + GOOD_PROBES + spare, direct=True, e1=True).in_use == DIRECT
+
+
+@pytest.mark.parametrize("silence", [None, True])
+def test_a_peer_is_dialled_from_when_it_cannot_reach_us_until_it_could_for_a_minute(silence: bool | None) -> None:
+    dialling = Dialling().told(silence, at(0))
+    assert not dialling.dials
+    assert dialling.told(False, at(1)).dials
+    dialling = dialling.told(False, at(1)).told(silence, at(2))
+    assert dialling.dials
+    assert dialling.told(silence, at(61)).dials
+    assert not dialling.told(silence, at(62)).dials
+    assert dialling.told(False, at(30)).told(silence, at(62)).dials
