@@ -2,7 +2,8 @@
 
 `XdsServer.apply` sends what is new type by type in `DELIVERY_ORDER`, each only after Envoy accepted the one before, and
 then removes what is gone in the reverse order. So nothing is referred to before it is there, and nothing goes while it is in
-use. Only listeners and clusters are ever removed: of the other types Envoy lets go by itself.
+use: clusters stay for a while, because a request that waits to be retried knows its cluster by the route that it once took.
+Only listeners and clusters are ever removed: of the other types Envoy lets go by itself.
 
 What Envoy holds is known by the versions it acknowledged on its stream, or said at the stream's start: a restarted agent
 sends a running Envoy nothing that it has. After a NACK Envoy may have taken a part of the response, so all of it counts as unknown.
@@ -37,8 +38,10 @@ _CLAIMED_AFTER = {
     ROUTES: (ROUTES, EXTENSION, SECRET),
 }
 """Types whose subscriptions follow from having accepted a type."""
-_REMOVAL_ORDER = (LISTENER, CLUSTER)
+_WILDCARD = (LISTENER, CLUSTER)
 """Envoy subscribes to these as a whole."""
+LINGER_S = 10.0
+"""How long a cluster stays after the last route left it: longer than any usual pause between two attempts of a request."""
 _UNKNOWN: Final = ""
 """The version of what Envoy holds after a NACK; equals no real version."""
 
@@ -115,8 +118,9 @@ def _owners(resource: Resource) -> frozenset[ItemId]:
 class _Stream:
     """One Envoy's stream. Not thread-safe: everything runs in the event loop."""
 
-    def __init__(self, target: Mapping[str, Named] | None) -> None:
+    def __init__(self, target: Mapping[str, Named] | None, linger_s: float) -> None:
         self.target = target
+        self._linger_s = linger_s
         self.types: dict[str, _Type] = {}
         self.outbox: asyncio.Queue[discovery_pb2.DeltaDiscoveryResponse] = asyncio.Queue()
         self.changed = asyncio.Event()
@@ -124,6 +128,9 @@ class _Stream:
         self.closed = False
         self._rewarmed: set[str] = set()
         """Clusters that were changed before Envoy asked for endpoints on this stream."""
+        self._leaving: dict[str, float] = {}
+        """Clusters that nothing uses any more, with the time from which they may go."""
+        self._expiry: asyncio.TimerHandle | None = None
         self._nonces = count(1)
 
     def receive(self, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
@@ -186,6 +193,7 @@ class _Stream:
 
     def retarget(self, target: Mapping[str, Named]) -> None:
         waited, self.target = self.target is None, target
+        self._leaving = {name: at for name, at in self._leaving.items() if name not in self._target(CLUSTER)}
         if waited:
             for state in self.types.values():
                 self._answer(state, state.names)
@@ -206,6 +214,31 @@ class _Stream:
         """Take back what Envoy has too much of one type."""
         if (state := self.types.get(type_url)) is not None:
             self._send(state, [], state.surplus(self._target(type_url)))
+
+    def dismiss(self) -> None:
+        """Envoy has the whole target: clusters that are not in it go when they have lingered."""
+        if (state := self.types.get(CLUSTER)) is not None:
+            leaves_at = asyncio.get_running_loop().time() + self._linger_s
+            self._leaving = {name: self._leaving.get(name, leaves_at) for name in state.surplus(self._target(CLUSTER))}
+            self._expire()
+
+    def _expire(self) -> None:
+        """Take back the clusters whose time has come, and look again when that of the next one does."""
+        loop = asyncio.get_running_loop()
+        gone = [name for name, at in self._leaving.items() if at <= loop.time()]
+        self._leaving = {name: at for name, at in self._leaving.items() if name not in gone}
+        if gone:
+            self._send(self.types[CLUSTER], [], gone)
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry = loop.call_at(min(self._leaving.values()), self._expire) if self._leaving else None
+
+    def close(self) -> None:
+        self.closed = True
+        self._leaving = {}
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self.changed.set()
 
     def _send(self, state: _Type, resources: Sequence[Resource], removed: Sequence[str]) -> None:
         self._forget(state, removed)
@@ -272,9 +305,10 @@ def _chunks(resources: Sequence[Resource], limit: int) -> list[list[Resource]]:
 class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]  # generated without types
     """Serves the one Envoy of this node. Until the first `apply` it answers nothing, so an Envoy that runs keeps what it has."""
 
-    def __init__(self, socket: Path, on_connected: Callable[[], None]) -> None:
+    def __init__(self, socket: Path, on_connected: Callable[[], None], linger_s: float = LINGER_S) -> None:
         self._socket = socket
         self._on_connected = on_connected
+        self._linger_s = linger_s
         self._server: grpc.aio.Server | None = None
         self._stream: _Stream | None = None
         self._target: Mapping[str, Named] | None = None
@@ -299,7 +333,7 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         requests: AsyncIterator[discovery_pb2.DeltaDiscoveryRequest],
         context: "grpc.aio.ServicerContext[discovery_pb2.DeltaDiscoveryRequest, discovery_pb2.DeltaDiscoveryResponse]",
     ) -> None:
-        stream = _Stream(self._target)
+        stream = _Stream(self._target, self._linger_s)
         if self._stream is not None:
             self._close(self._stream)
         self._stream = stream
@@ -314,8 +348,7 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             self._close(stream)
 
     def _close(self, stream: _Stream) -> None:
-        stream.closed = True
-        stream.changed.set()
+        stream.close()
         if self._stream is stream:
             self._stream = None
 
@@ -341,9 +374,10 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             stream.add(type_url)
             if not await self._settled(stream, type_url):
                 return Outcome(complete=not stream.closed, nacks=tuple(stream.nacks))
-        for type_url in _REMOVAL_ORDER:
-            stream.remove(type_url)
-            await self._settled(stream, type_url)
+        stream.remove(LISTENER)
+        await self._settled(stream, LISTENER)
+        stream.dismiss()
+        await self._settled(stream, CLUSTER)
         return Outcome(complete=not stream.closed, nacks=tuple(stream.nacks))
 
     async def _settled(self, stream: _Stream, type_url: str) -> bool:
@@ -351,7 +385,7 @@ class XdsServer(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
         clock = asyncio.get_running_loop().time
         quiet_at = clock() + _CLAIM_S
         while not stream.closed:
-            ready = stream.answered() and (type_url not in _REMOVAL_ORDER or type_url in stream.types)
+            ready = stream.answered() and (type_url not in _WILDCARD or type_url in stream.types)
             if ready and stream.nacks:
                 return False
             expected = stream.unclaimed(_CLAIMED_AFTER.get(type_url, ())) - self._ignored

@@ -78,7 +78,7 @@ def resources(*members: Resource) -> Resources:
 
 @pytest.fixture
 async def server(run_dir: Path) -> AsyncIterator[XdsServer]:
-    server = XdsServer(run_dir / "xds.sock", lambda: None)
+    server = XdsServer(run_dir / "xds.sock", lambda: None, linger_s=0)
     await server.start()
     yield server
     await server.stop()
@@ -167,6 +167,27 @@ async def test_what_is_gone_is_removed(server: XdsServer, envoy: Proxy, run_dir:
     assert await envoy.admin.get("/listeners") == ""
 
 
+async def test_a_cluster_stays_for_requests_that_still_know_it_and_goes_later(run_dir: Path, envoy: Proxy) -> None:
+    """Clusters that come back meanwhile stay for good."""
+    server = XdsServer(run_dir / "xds.sock", lambda: None, linger_s=0.5)
+    await server.start()
+    both = resources(cluster("a"), endpoints("a", 1), cluster("b"), endpoints("b", 1))
+    try:
+        await until(lambda: accepted(server, both))
+        assert await accepted(server, resources())
+        assert await clusters_of(envoy) == {"a", "b"}
+        assert await accepted(server, resources(cluster("b"), endpoints("b", 1)))
+        await until(lambda: clusters_are(envoy, {"b"}))
+        assert await accepted(server, both)
+        assert await clusters_of(envoy) == {"a", "b"}
+    finally:
+        await server.stop()
+
+
+async def clusters_are(envoy: Proxy, names: set[str]) -> bool:
+    return await clusters_of(envoy) == names
+
+
 async def test_a_refusal_names_type_and_reason_and_the_next_apply_heals(server: XdsServer, envoy: Proxy) -> None:
     await until(lambda: accepted(server, resources(cluster("a"), endpoints("a", 1))))
     outcome = await server.apply(resources(cluster("a", "2s"), endpoints("a", 1), poisoned("bad"), cluster("new")))
@@ -190,7 +211,7 @@ async def test_a_new_server_sends_a_running_envoy_only_what_it_lacks(server: Xds
     await until(lambda: accepted(server, whole(run_dir)))
     before = await updates(envoy)
     await server.stop()
-    successor = XdsServer(run_dir / "xds.sock", lambda: None)
+    successor = XdsServer(run_dir / "xds.sock", lambda: None, linger_s=0)
     await successor.start()
     try:
         await until(lambda: accepted(successor, whole(run_dir)))
