@@ -13,8 +13,9 @@ from agent.proxy import find_envoy
 from bench import haproxy
 from bench.propagation import Say
 from bench.results import Section, median
-from lab.fabric import Fabric, Site
+from lab.fabric import Fabric
 from lab.process import environment
+from lab.site import Site
 from lab.specs import http_loadbalancer, k8s_pool, tcp_loadbalancer
 from lab.wait import until
 

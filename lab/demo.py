@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lab.api import Refused
-from lab.fabric import Fabric, Site
+from lab.fabric import Fabric
 from lab.process import ProcessFailed, environment
+from lab.site import Site
 from lab.traffic import Traffic
 from lab.wait import until
 

@@ -11,26 +11,24 @@ import asyncio
 import itertools
 import os
 import shutil
-import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import httpx
 
 from lab.api import NAMESPACE, Api, Refused
 from lab.cluster import API_PORT, Cluster
+from lab.controlplane import ControlPlane, free_port, ready
 from lab.forwarder import Forwarder
 from lab.network import Network, Place, build
 from lab.process import BIN, Process, ProcessFailed, end_marked, end_orphans
-from lab.wait import until
+from lab.site import GATEWAY_PORT, Node, Site
 
-GATEWAY_PORT = 15443
 LABEL = "fabric"
 """Every site carries this label with the value `lab`; virtual site `shared/all` selects it."""
 MESH = {"full_mesh": {"control_and_data_plane_mesh": {}}, "virtual_site": [{"kind": "virtual_site", "namespace": "shared", "name": "all"}]}
@@ -39,66 +37,33 @@ SELECTOR = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": [f"{L
 _numbers = itertools.count(1)
 
 
-@dataclass
-class Site:
-    """One site: its cluster, and one agent per node."""
-
-    name: str
-    place: Place
-    cluster: Cluster
-    agent: Process
-    tap: Forwarder | None
-    """Stands before the gateway when the fabric is tapped: what peers send to this site passes through it."""
-    fabric: "Fabric" = field(repr=False)
-
-    async def reach(self, port: int, host: str | None = None) -> tuple[str, int]:
-        """An address for the lab, and for the user's own curl, that leads to `host:port` in this site; the inside network by default."""
-        return await self.fabric.reach(self.place, (host or self.place.inside, port))
-
-    async def http(self, port: int, domain: str) -> httpx.AsyncClient:
-        """A client of the load balancer that listens on this port of the inside network."""
-        host, reached = await self.reach(port)
-        return self.fabric.client(f"http://{host}:{reached}", {"host": domain})
-
-    async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A TCP connection, made from within the site."""
-        dialled = self.place.socket()
-        await asyncio.get_running_loop().sock_connect(dialled, (self.place.inside, port))
-        return await asyncio.open_connection(sock=dialled)
-
-    def envoy_pid(self) -> int:
-        """Of the Envoy that the agent supervises now."""
-        state = self.agent.directory / "state"
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _is_envoy_of(entry, state):
-                return int(entry.name)
-        raise ProcessFailed(f"no Envoy runs at {self.name}. Last lines of its agent:\n{self.agent.tail()}")
-
-
 class Fabric:
-    """An asynchronous context manager. `sites` are names, each with one node."""
+    """An asynchronous context manager. `sites` are names."""
 
     def __init__(
         self,
         sites: Sequence[str] = ("a", "b"),
         *,
+        nodes: Mapping[str, int] | None = None,
         mesh: bool = True,
         replicas: int = 1,
         tapped: bool = False,
         controlplane_env: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`mesh` puts all sites into one site mesh group; `replicas` of the control plane share a database; `tapped` leads every tunnel through a `Forwarder`."""
+        """`nodes` says how many, for sites with more than one; `mesh` puts all sites into one site mesh group; `replicas` of the control plane share a database; `tapped` leads every tunnel through a `Forwarder`."""
         self.names = tuple(sites)
         self.sites: dict[str, Site] = {}
         self.replicas: list[ControlPlane] = []
         self.directory = Path(tempfile.mkdtemp(prefix="isthmus-"))
         self._mark = f"{os.getpid()}.{next(_numbers)}"
         self._mesh, self._replicas, self._tapped = mesh, replicas, tapped
+        self._counts = dict(nodes or {})
         self._env = dict(controlplane_env or {})
         self._progress = progress
         self._stack = AsyncExitStack()
         self._reached: dict[tuple[str, str, int], Forwarder] = {}
+        self._taps = itertools.count(1)
         self._network: Network | None = None
 
     @property
@@ -116,7 +81,10 @@ class Fabric:
 
     def processes(self) -> list[Process]:
         """The programs of Isthmus that run, pods and emulators aside."""
-        return [*(replica.process for replica in self.replicas), *(site.agent for site in self.sites.values())]
+        return [*(replica.process for replica in self.replicas), *(node.agent for node in self.nodes())]
+
+    def nodes(self) -> list[Node]:
+        return [node for site in self.sites.values() for node in site.nodes]
 
     async def __aenter__(self) -> Self:
         try:
@@ -127,7 +95,7 @@ class Fabric:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        await asyncio.gather(*(site.agent.stop() for site in self.sites.values()))
+        await asyncio.gather(*(node.agent.stop() for node in self.nodes()))
         await self._stack.aclose()
         if kind is None or not issubclass(kind, Exception):
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -136,7 +104,7 @@ class Fabric:
 
     async def _build(self) -> None:
         end_orphans()
-        self._network = self._stack.enter_context(build(self.names))
+        self._network = self._stack.enter_context(build(self.names, self._counts))
         self._stack.callback(end_marked, self._mark)
         trimming = asyncio.create_task(self._trim_logs())
         self._stack.callback(trimming.cancel)
@@ -158,7 +126,7 @@ class Fabric:
 
     async def _add_replica(self) -> None:
         """They start together, as replicas may."""
-        port = _free_port()
+        port = free_port()
         replica = ControlPlane(
             port,
             Process(
@@ -190,12 +158,23 @@ class Fabric:
         return cluster
 
     async def _start_site(self, name: str, cluster: Cluster) -> None:
-        place = self.network.sites[name]
-        token = await self.api.create("token", name, {"type": "JWT", "site_name": name})
-        directory = self.directory / name / "agent"
+        places = self.network.nodes[name]
+        token = await self.api.create("token", name, {"type": "JWT", "site_name": name, "max_uses": len(places)})
+        nodes = [
+            await self._node(f"{name}-{number}", name, place, token["spec"]["content"], str(cluster.kubeconfig))
+            for number, place in enumerate(places, 1)
+        ]
+        self.sites[name] = Site(name, tuple(nodes), cluster)
+        await asyncio.gather(*(node.agent.start() for node in nodes))
+        await self.online(name)
+        self._progress(f"Site {name} is online")
+
+    async def _node(self, name: str, site: str, place: Place, token: str, kubeconfig: str) -> Node:
+        """Everything up to its start."""
+        directory = self.directory / place.name / "agent"
         directory.mkdir(parents=True)
-        (directory / "token").write_text(token["spec"]["content"])
-        tap = await self._tap(name) if self._tapped else None
+        (directory / "token").write_text(token)
+        tap = await self._tap(place) if self._tapped else None
         host, port = tap.address if tap else (place.underlay, GATEWAY_PORT)
         agent = Process(
             "agent",
@@ -207,32 +186,29 @@ class Fabric:
                 "AGENT_CONTROL_PLANE_URLS": ",".join(replica.url for replica in self.replicas),
                 "AGENT_TOKEN_FILE": str(directory / "token"),
                 "AGENT_STATE_DIR": str(directory / "state"),
-                "AGENT_SITE": name,
-                "AGENT_NODE": f"{name}-1",
+                "AGENT_SITE": site,
+                "AGENT_NODE": name,
                 "AGENT_LABELS": f"{LABEL}=lab",
                 "AGENT_GATEWAY_ADDRESS": f"{place.underlay}:{GATEWAY_PORT}",
                 "AGENT_ADVERTISED_GATEWAY": f"{host}:{port}",
                 "AGENT_INSIDE_ADDRESS": place.inside,
                 "AGENT_OUTSIDE_ADDRESS": place.underlay,
                 "AGENT_SERVICE_ADDRESS": place.service,
-                "AGENT_KUBECONFIG": str(cluster.kubeconfig),
+                "AGENT_KUBECONFIG": kubeconfig,
                 "AGENT_DRAIN_S": "0.5",
             },
         )
-        for replica in self.replicas:
-            await self.carry_replica(place, replica)
+        ways_out = [way for replica in self.replicas if (way := await self.carry_replica(place, replica))]
         self._stack.push_async_callback(agent.stop)
-        self.sites[name] = Site(name, place, cluster, agent, tap, self)
-        await agent.start()
-        await self.online(name)
-        self._progress(f"Site {name} is online")
+        return Node(name, place, agent, tap, ways_out, self)
 
     async def online(self, name: str, within_s: float = 40) -> None:
         """Until the site's nodes have registered and report."""
-        site = self.sites[name]
+        nodes = self.sites[name].nodes
 
         async def is_online() -> bool:
-            site.agent.check()
+            for node in nodes:
+                node.agent.check()
             try:
                 return bool((await self.api.get("site", name))["spec"]["site_state"] == "ONLINE")
             except Refused as refused:
@@ -240,7 +216,7 @@ class Fabric:
                     raise
                 return False
 
-        await ready(site.agent, is_online, f"site {name} to be online", within_s)
+        await ready(nodes[0].agent, is_online, f"site {name} to be online", within_s)
 
     def process(self, name: str, argv: Sequence[str], place: Place, directory: Path, env: Mapping[str, str] | None = None) -> Process:
         """A program that ends with the fabric at the latest; not started yet."""
@@ -272,10 +248,11 @@ class Fabric:
             self._reached[key] = await self._forward(self.network.home, ("127.0.0.1", target[1]), place, target)
         return self._reached[key].address
 
-    async def carry_replica(self, place: Place, replica: "ControlPlane") -> None:
-        """Make a control plane reachable in a site, at the URL that it has outside."""
-        if place.namespace is not None:
-            await self._forward(place, ("127.0.0.1", replica.port), self.network.home, ("127.0.0.1", replica.port))
+    async def carry_replica(self, place: Place, replica: ControlPlane) -> Forwarder | None:
+        """Make a control plane reachable in a site, at the URL that it has outside; None where it is so already."""
+        if place.namespace is None:
+            return None
+        return await self._forward(place, ("127.0.0.1", replica.port), self.network.home, ("127.0.0.1", replica.port))
 
     def client(self, url: str, headers: dict[str, str]) -> httpx.AsyncClient:
         """An HTTP client that ends with the fabric."""
@@ -283,9 +260,8 @@ class Fabric:
         self._stack.push_async_callback(client.aclose)
         return client
 
-    async def _tap(self, name: str) -> Forwarder:
-        number = self.names.index(name) + 1
-        wan, place = self.network.wan, self.network.sites[name]
+    async def _tap(self, place: Place) -> Forwarder:
+        number, wan = next(self._taps), self.network.wan
         return await self._forward(wan, (f"{wan.underlay}{number}", GATEWAY_PORT), wan, (place.underlay, GATEWAY_PORT))
 
     async def _forward(self, here: Place, listen: tuple[str, int], there: Place, target: tuple[str, int]) -> Forwarder:
@@ -303,76 +279,3 @@ class Fabric:
             await asyncio.sleep(10)
             for process in self.processes():
                 process.trim()
-
-
-@dataclass
-class ControlPlane:
-    """One replica."""
-
-    port: int
-    process: Process
-    _api: Api | None = None
-
-    @property
-    def url(self) -> str:
-        return f"https://127.0.0.1:{self.port}"
-
-    @property
-    def state(self) -> Path:
-        return Path(self.process.env["CONTROLPLANE_STATE_DIR"])
-
-    @property
-    def ca(self) -> Path:
-        return self.state / "ca.pem"
-
-    @property
-    def token(self) -> Path:
-        return self.state / "operator.token"
-
-    @property
-    def api(self) -> Api:
-        assert self._api is not None
-        return self._api
-
-    async def start(self) -> None:
-        """Start, or start again; returns when it is ready to serve."""
-        await self.process.start()
-        await ready(self.process, self._is_ready, "the control plane to be ready", 40)
-
-    async def stop(self) -> None:
-        if self._api:
-            await self._api.close()
-            self._api = None
-        await self.process.stop()
-
-    async def _is_ready(self) -> bool:
-        self.process.check()
-        if not (self.ca.exists() and self.token.exists()):
-            return False
-        if self._api is None:
-            self._api = Api(self.url, self.ca, self.token.read_text().strip())
-        try:
-            return (await self._api.client.get("/readyz")).is_success
-        except httpx.TransportError as error:
-            raise ConnectionError(str(error)) from error
-
-
-async def ready(process: Process, condition: Callable[[], Awaitable[Any]], what: str, within_s: float) -> None:
-    """`until`, with the last lines of the program that does not get there."""
-    try:
-        await until(condition, what, within_s=within_s)
-    except TimeoutError as error:
-        raise ProcessFailed(f"{error}. Last lines of {process.log}:\n{process.tail()}") from error
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def _is_envoy_of(process: Path, state: Path) -> bool:
-    try:
-        command = (process / "cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"envoy" in command.split(b"\0")[0] and str(state).encode() in command

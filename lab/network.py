@@ -7,16 +7,18 @@ In namespaces all sites have the *same* pod and service ranges, and reach each o
       operator's curl           eth0 172.31.0.11  eth0 172.31.0.12
                                 site a             site b            10.42/16 pods, 10.43/16 nodes and services, both local to each
 
-Nothing is routed between the root namespace and the others; single ports are carried over by `lab.forwarder`.
+A site of one node is one place with everything in it. With more, its cluster has the site's place and each node one of its own,
+from which a route leads to the pods. Nothing is routed between the root namespace and the others; single ports are carried over by `lab.forwarder`.
 """
 
 import ctypes
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -47,6 +49,8 @@ class Place:
     """Where the Kubernetes API of this site listens."""
     thread: ThreadPoolExecutor
     """Its only thread has entered the namespace: a socket belongs to the namespace of the thread that made it."""
+    link: str = ""
+    """Its port at the bridge, where it has a namespace."""
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The same command, run in this place."""
@@ -74,6 +78,9 @@ class Network:
     home: Place
     wan: Place
     sites: dict[str, Place]
+    """Of the site's cluster; of everything, where it has one node. Regional edges are among them."""
+    nodes: dict[str, tuple[Place, ...]]
+    """By site."""
 
     @property
     def namespaced(self) -> bool:
@@ -81,15 +88,16 @@ class Network:
 
 
 @contextmanager
-def build(names: Sequence[str]) -> Iterator[Network]:
-    """Networks for these sites; removed at the end, whatever happens."""
+def build(names: Sequence[str], nodes: Mapping[str, int] | None = None) -> Iterator[Network]:
+    """Networks for these sites, with one node each unless `nodes` says otherwise; removed at the end, whatever happens."""
+    counts = {name: (nodes or {}).get(name, 1) for name in names}
     with ExitStack() as stack:
-        home = _place(stack, "home", None, "127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.1.", "127.0.0.1")
+        home = _place(stack, "home", None, ["127.0.0.1"] * 3)
         if can_use_namespaces():
             sweep()
-            yield _namespaces(stack, home, names)
+            yield _namespaces(stack, home, counts)
         else:
-            yield _loopback(stack, home, names)
+            yield _loopback(stack, home, counts)
 
 
 def can_use_namespaces() -> bool:
@@ -111,38 +119,55 @@ def sweep() -> None:
             _remove(path.name)
 
 
-def _namespaces(stack: ExitStack, home: Place, names: Sequence[str]) -> Network:
+def _namespaces(stack: ExitStack, home: Place, counts: Mapping[str, int]) -> Network:
     run = f"{PREFIX}{os.getpid()}-{os.urandom(2).hex()}"
     wan = f"{run}-wan"
     _ip(f"netns add {wan}")
     stack.callback(_remove, wan)
     _ip(f"-n {wan} link set lo up", f"-n {wan} link add wan type bridge", f"-n {wan} link set wan up")
     _ip(f"-n {wan} addr add 172.31.0.1/16 dev wan", f"-n {wan} route add local 172.31.1.0/24 dev wan")
-    sites = {}
-    for number, name in enumerate(names, start=1):
-        namespace, underlay = f"{run}-{name}", f"172.31.0.{10 + number}"
+    numbers = itertools.count(1)
+
+    def place(name: str, pods_via: str | None = None) -> Place:
+        number = next(numbers)
+        namespace, underlay, link = f"{run}-{name}", f"172.31.0.{10 + number}", f"site{number}"
         _ip(f"netns add {namespace}")
         stack.callback(_remove, namespace)
         _ip(
-            f"-n {namespace} link add eth0 type veth peer name site{number} netns {wan}",
-            f"-n {wan} link set site{number} master wan up",
+            f"-n {namespace} link add eth0 type veth peer name {link} netns {wan}",
+            f"-n {wan} link set {link} master wan up",
             f"-n {namespace} link set lo up",
             f"-n {namespace} link set eth0 up",
             f"-n {namespace} addr add {underlay}/16 dev eth0",
-            f"-n {namespace} route add local 10.42.0.0/16 dev lo",
+            f"-n {namespace} route add {f'10.42.0.0/16 via {pods_via}' if pods_via else 'local 10.42.0.0/16 dev lo'}",
             f"-n {namespace} route add local 10.43.0.0/16 dev lo",
         )
-        sites[name] = _place(stack, name, namespace, underlay, "10.43.0.1", "10.43.1.1", "10.42.1.", "127.0.0.1")
-    return Network(home, _place(stack, "wan", wan, "172.31.1.", "", "", "", ""), sites)
+        return _place(stack, name, namespace, [underlay, "10.43.0.1", "10.43.1.1", "10.42.1.", "10.42.0.1"], link)
+
+    sites = {name: place(name) for name in counts}
+    nodes = {name: tuple(place(f"{name}-{n}", sites[name].underlay) for n in _numbers(count)) for name, count in counts.items()}
+    return _network(home, _place(stack, "wan", wan, ["172.31.1."]), sites, nodes)
 
 
-def _loopback(stack: ExitStack, home: Place, names: Sequence[str]) -> Network:
+def _loopback(stack: ExitStack, home: Place, counts: Mapping[str, int]) -> Network:
     wan = stack.enter_context(_second_octet())
-    sites = {}
-    for name in names:
+
+    def place(name: str) -> Place:
         net = f"127.{stack.enter_context(_second_octet())}"
-        sites[name] = _place(stack, name, None, f"{net}.0.1", f"{net}.0.2", f"{net}.0.3", f"{net}.1.", f"{net}.0.4")
-    return Network(home, _place(stack, "wan", None, f"127.{wan}.1.", "", "", "", ""), sites)
+        return _place(stack, name, None, [f"{net}.0.1", f"{net}.0.2", f"{net}.0.3", f"{net}.1.", f"{net}.0.4"])
+
+    sites = {name: place(name) for name in counts}
+    nodes = {name: tuple(place(f"{name}-{n}") for n in _numbers(count)) for name, count in counts.items()}
+    return _network(home, _place(stack, "wan", None, [f"127.{wan}.1."]), sites, nodes)
+
+
+def _numbers(count: int) -> range:
+    """Of the nodes that need a place of their own."""
+    return range(1, count + 1) if count > 1 else range(0)
+
+
+def _network(home: Place, wan: Place, sites: dict[str, Place], nodes: dict[str, tuple[Place, ...]]) -> Network:
+    return Network(home, wan, sites, {name: nodes[name] or (place,) for name, place in sites.items()})
 
 
 @contextmanager
@@ -159,10 +184,12 @@ def _second_octet() -> Iterator[int]:
     raise RuntimeError("all ranges of loopback addresses are taken by other labs")
 
 
-def _place(stack: ExitStack, name: str, namespace: str | None, underlay: str, inside: str, service: str, pods: str, cluster: str) -> Place:
+def _place(stack: ExitStack, name: str, namespace: str | None, addresses: Sequence[str], link: str = "") -> Place:
+    """`addresses` in the order in which `Place` has them; those that are left out are empty."""
+    underlay, inside, service, pods, cluster = [*addresses, *[""] * (5 - len(addresses))]
     initializer = (lambda: _enter(namespace)) if namespace else None
     thread = stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=initializer))
-    return Place(name, namespace, underlay, inside, service, pods, cluster, thread)
+    return Place(name, namespace, underlay, inside, service, pods, cluster, thread, link)
 
 
 def _enter(namespace: str) -> None:

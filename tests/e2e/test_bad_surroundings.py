@@ -17,8 +17,9 @@ import pytest
 import pytest_asyncio
 
 from lab.cluster import API_PORT
-from lab.fabric import Fabric, Site
+from lab.fabric import Fabric
 from lab.network import can_use_namespaces
+from lab.site import Site
 from lab.specs import http_loadbalancer, k8s_pool
 from lab.wait import until
 from tests.e2e import skew

@@ -14,7 +14,8 @@ from agent.envoy.inputs import NodeIdentity
 from agent.protocol.enrolment import Credentials
 from agent.protocol.items import Gateway
 from lab.api import Api, Refused
-from lab.fabric import GATEWAY_PORT, Fabric
+from lab.fabric import Fabric
+from lab.site import GATEWAY_PORT
 from lab.specs import advertise, tcp_loadbalancer
 from lab.wait import until
 from tests.e2e.certificates import Authority
