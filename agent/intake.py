@@ -92,26 +92,26 @@ class Intake:
         if manifest is None:
             raise Unreachable("the manifest does not have the hash it claims")
         if manifest.hash != self.current.manifest.hash or known is None:
-            self.current = await self._fetch(manifest, answer.revision)
+            self.current = await self._fetch(manifest, answer)
             self._changed()
         elif answer.revision > self.current.revision:
             self.current = replace(self.current, revision=answer.revision)
             self._changed()
         self._known = manifest.hash
 
-    async def _fetch(self, manifest: Manifest, revision: int) -> Wanted:
-        bodies = await self._bodies(manifest.entries)
+    async def _fetch(self, manifest: Manifest, answer: ManifestAnswer) -> Wanted:
+        bodies = await self._bodies(manifest.entries, _sound(answer.items))
         items, broken = _parsed(manifest.entries, bodies, self.current.snapshot)
         secrets = await self._secrets(bodies.values())
-        return Wanted(manifest, revision, AgentSnapshot.of(items), broken, bodies, secrets)
+        return Wanted(manifest, answer.revision, AgentSnapshot.of(items), broken, bodies, secrets)
 
-    async def _bodies(self, entries: Iterable[Entry]) -> dict[str, str]:
-        """Of all entries; raises `Unreachable` if the server does not have one (any more)."""
-        have = self.current.bodies
+    async def _bodies(self, entries: Iterable[Entry], brought: Mapping[str, str]) -> dict[str, str]:
+        """Of all entries; `brought` came with them. Raises `Unreachable` if the server does not have one (any more)."""
+        have = {**self.current.bodies, **brought}
         bodies = {entry.hash: have[entry.hash] for entry in entries if entry.hash in have}
         missing = list(dict.fromkeys(entry.hash for entry in entries if entry.hash not in bodies))
         while missing:
-            answered = {item.hash: item.body for item in await self._source.items(missing) if content_hash(item.body.encode()) == item.hash}
+            answered = _sound(await self._source.items(missing))
             if not answered.keys() & set(missing):
                 raise Unreachable(f"the control plane does not have {len(missing)} items of its own manifest")
             bodies |= answered
@@ -136,6 +136,11 @@ class Intake:
             secrets |= answered
             missing = [ref for ref in missing if ref not in secrets]
         return secrets
+
+
+def _sound(items: Iterable[ItemBody]) -> dict[str, str]:
+    """Bodies by hash, without those that do not have theirs."""
+    return {item.hash: item.body for item in items if content_hash(item.body.encode()) == item.hash}
 
 
 def _merged(held: Manifest, answer: ManifestAnswer, known: str | None) -> Manifest | None:

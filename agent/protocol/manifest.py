@@ -33,6 +33,13 @@ class Manifest(Message):
         return content_hash("".join(lines).encode())
 
 
+class ItemBody(Message):
+    hash: str
+    kind: ItemKind
+    body: str
+    """Canonical JSON: `content_hash(body) == hash`."""
+
+
 class ManifestAnswer(Message):
     """`GET …/manifest?hash=H&wait=S`: the current manifest; all of it, or the difference from the one with hash `since`.
 
@@ -45,17 +52,12 @@ class ManifestAnswer(Message):
     since: str | None = None
     entries: tuple[Entry, ...] = ()
     removed: tuple[tuple[ItemKind, str], ...] = ()
+    items: tuple[ItemBody, ...] = ()
+    """Bodies of the first entries of a difference, so that a small change needs no second call; the others are to be fetched."""
 
 
 class ItemsRequest(Message):
     hashes: tuple[str, ...] = Field(max_length=ITEMS_PER_CALL)
-
-
-class ItemBody(Message):
-    hash: str
-    kind: ItemKind
-    body: str
-    """Canonical JSON: `content_hash(body) == hash`."""
 
 
 class ItemsAnswer(Message):

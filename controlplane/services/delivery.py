@@ -26,7 +26,7 @@ from controlplane.compile.intent import Tenant
 from controlplane.compile.site import compile_site
 from controlplane.compile.snapshot import CompiledItem, Snapshot
 from controlplane.errors import NotFound, TooManyRequests, Unavailable
-from controlplane.services.authorities import Fabric, peer_anchor
+from controlplane.services.authorities import Fabric
 from controlplane.services.view import View, advance, concerned, first_view
 from controlplane.store import changes as store
 from controlplane.store.session import Database
@@ -36,6 +36,8 @@ log = structlog.get_logger()
 LONGEST_WAIT_S = 55.0
 ANSWER_BYTES = 4 << 20
 """An answer with items is cut short there."""
+BROUGHT_BYTES = 64 << 10
+"""So much of the items that a small change needs comes with the manifest."""
 RELOADED_AFTER_S = 1800.0
 """A cache that could not catch up for so long reads everything anew: tombstones are not kept for ever."""
 IDLE_S = 900.0
@@ -147,7 +149,7 @@ class Delivery:
         published = await self.published(cache, site_id)
         current = {item.hash: item for item in published.snapshot.items.values()}
         found = (cache.items.get(hash) or current.get(hash) for hash in hashes)
-        return _fitting(item for item in found if item is not None)
+        return _fitting((item for item in found if item is not None), ANSWER_BYTES)
 
     async def secret_refs(self, tenant_id: UUID, site_id: str, refs: Sequence[str]) -> set[str]:
         """Those of these references that the site's items name."""
@@ -266,9 +268,8 @@ class Delivery:
             changes = await store.since(session, tenant_id, -1)
             if changes is None:
                 raise NotFound(f"there is no tenant {tenant_id}")
-            anchor = await peer_anchor(session, tenant_id)
-        tenant = Tenant(str(tenant_id), changes.tenant, self._fabric.trust_domain, anchor, self._fabric.roots_pem)
-        return await self._pure(first_view, tenant, changes)
+        tenant = Tenant(str(tenant_id), changes.tenant, self._fabric.trust_domain, "")
+        return await self._pure(first_view, tenant, changes, self._fabric.own_certificate)
 
     def _next_look(self, cache: TenantCache) -> asyncio.Task[None]:
         if cache.next_look is None:
@@ -352,7 +353,8 @@ def _answer(cache: TenantCache, published: Published, known: str | None) -> Mani
         Entry.model_construct(kind=kind, key=key, hash=item.hash) for (kind, key), item in new.items() if old.get((kind, key)) != item.hash
     )
     removed = tuple(sorted(old.keys() - new.keys()))
-    return ManifestAnswer(hash=published.hash, revision=revision, since=known, entries=changed, removed=removed)
+    brought = _fitting((new[entry.kind, entry.key] for entry in changed), BROUGHT_BYTES)
+    return ManifestAnswer(hash=published.hash, revision=revision, since=known, entries=changed, removed=removed, items=brought)
 
 
 def _named(snapshot: Snapshot, refs: Sequence[str]) -> set[str]:
@@ -360,13 +362,13 @@ def _named(snapshot: Snapshot, refs: Sequence[str]) -> set[str]:
     return {ref for ref in refs if any(f'"{ref}"'.encode() in body for body in bodies)}
 
 
-def _fitting(items: Iterable[CompiledItem]) -> tuple[ItemBody, ...]:
-    """The first ones that fit in an answer, at least one."""
+def _fitting(items: Iterable[CompiledItem], most: int) -> tuple[ItemBody, ...]:
+    """The first ones that fit in so many bytes, at least one."""
     bodies: list[ItemBody] = []
     size = 0
     for item in items:
         size += len(item.body)
-        if bodies and size > ANSWER_BYTES:
+        if bodies and size > most:
             break
         bodies.append(ItemBody.model_construct(hash=item.hash, kind=item.kind, body=item.body.decode()))
     return tuple(bodies)
