@@ -1,20 +1,26 @@
 """The lab itself: its networks are apart, its faults are real, and it leaves nothing behind."""
 
 import asyncio
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from lab import faults
+from lab.capture import capture
 from lab.forwarder import Forwarder
 from lab.network import NAMESPACES, Network, Place, build, can_use_namespaces
 from lab.process import Process, end_marked, end_orphans
+from lab.site import GATEWAY_PORT
 from lab.wait import until
+
+Link = Callable[[Sequence[Place], Sequence[Place]], AbstractContextManager[None]]
 
 ABANDONED = """
 import asyncio, os, signal, sys
@@ -40,7 +46,7 @@ def network() -> Iterator[Network]:
 
 
 @asynccontextmanager
-async def echo(place: Place, host: str) -> AsyncIterator[tuple[str, int]]:
+async def echo(place: Place, host: str, port: int = 0) -> AsyncIterator[tuple[str, int]]:
     """A server that sends back what it gets, and half-closes when its client does."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,7 +57,7 @@ async def echo(place: Place, host: str) -> AsyncIterator[tuple[str, int]]:
         finally:
             writer.close()
 
-    listener = place.listen(host)
+    listener = place.listen(host, port)
     async with await asyncio.start_server(connected, sock=listener):
         yield listener.getsockname()
 
@@ -66,13 +72,19 @@ async def forwarder(network: Network) -> AsyncIterator[Forwarder]:
         await forwarder.stop()
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: bytes) -> bytes:
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: bytes, within_s: float = 5) -> bytes:
     writer.write(text)
-    return await asyncio.wait_for(reader.readexactly(len(text)), 5)
+    return await asyncio.wait_for(reader.readexactly(len(text)), within_s)
+
+
+needs_namespaces = pytest.mark.skipif(not can_use_namespaces(), reason="needs root, iproute2 and the right to make network namespaces")
+needs_filters = pytest.mark.skipif(
+    not can_use_namespaces() or not shutil.which("nft"), reason="needs root, nftables and the right to make network namespaces"
+)
 
 
 @pytest.mark.root
-@pytest.mark.skipif(not can_use_namespaces(), reason="needs root, iproute2 and the right to make network namespaces")
+@needs_namespaces
 async def test_sites_have_the_same_pod_addresses_and_do_not_see_each_others(network: Network) -> None:
     a, b = network.sites["a"], network.sites["b"]
     assert (a.pods, a.inside) == (b.pods, b.inside)
@@ -84,11 +96,79 @@ async def test_sites_have_the_same_pod_addresses_and_do_not_see_each_others(netw
             await dial(a, target)
 
 
+@pytest.mark.root
+@needs_namespaces
+async def test_a_site_of_several_nodes_has_pods_that_all_of_them_reach() -> None:
+    with build(("a", "b"), {"b": 2}) as network:
+        first, second = network.nodes["b"]
+        assert network.nodes["a"] == (network.sites["a"],)
+        async with echo(network.sites["b"], f"{first.pods}1") as target:
+            for node in (first, second):
+                reader, writer = await asyncio.open_connection(sock=await dial(node, target))
+                assert await ask(reader, writer, b"same pods") == b"same pods"
+                writer.close()
+
+
+@pytest.mark.root
+@needs_filters
+@pytest.mark.parametrize(
+    ("fault", "breaks", "refuses"),
+    [(faults.reset, True, True), (faults.silent, True, False), (faults.dropped, True, False), (faults.undiallable, False, False)],
+)
+async def test_a_link_fails_in_the_way_that_was_asked_for(network: Network, fault: Link, *, breaks: bool, refuses: bool) -> None:
+    """`breaks`: what is connected hears no more; `refuses`: whoever dials is told so."""
+    a, b = network.sites["a"], network.sites["b"]
+    async with echo(b, b.underlay) as target, echo(b, b.underlay, GATEWAY_PORT) as gateway:
+        reader, writer = await asyncio.open_connection(sock=await dial(a, target))
+        assert await ask(reader, writer, b"before") == b"before"
+        with fault([a], [b]):
+            if breaks:
+                with pytest.raises((TimeoutError, ConnectionResetError)):
+                    await ask(reader, writer, b"during", within_s=0.5)
+            with pytest.raises(ConnectionRefusedError if refuses else TimeoutError):
+                await asyncio.wait_for(dial(a, gateway), 0.5)
+        writer.transport.abort()
+        reader, writer = await asyncio.open_connection(sock=await dial(a, gateway))
+        assert await ask(reader, writer, b"after") == b"after"
+        writer.close()
+
+
+@pytest.mark.root
+@needs_filters
+async def test_a_place_may_dial_out_and_not_be_dialled(network: Network) -> None:
+    a, b = network.sites["a"], network.sites["b"]
+    async with echo(a, a.underlay) as out, echo(b, b.underlay) as into:
+        with faults.outbound_only([b]):
+            reader, writer = await asyncio.open_connection(sock=await dial(b, out))
+            assert await ask(reader, writer, b"out") == b"out"
+            writer.close()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(dial(a, into), 0.5)
+
+
+@pytest.mark.root
+@needs_namespaces
+async def test_everything_that_crosses_the_wire_is_seen(network: Network) -> None:
+    a, b = network.sites["a"], network.sites["b"]
+    async with echo(b, b.underlay) as target:
+        with capture(network) as seen:
+            reader, writer = await asyncio.open_connection(sock=await dial(a, target))
+            await ask(reader, writer, b"plain to see")
+
+            async def crossed() -> bool:
+                return seen.holds(b"plain to see")
+
+            await until(crossed, "the frame to be seen")
+            assert any(b"plain to see" in frame for frame in seen.payloads(a.underlay, b.underlay))
+            assert not seen.holds(b"never said")
+            writer.close()
+
+
 async def dial(place: Place, target: tuple[str, int]) -> socket.socket:
     dialled = place.socket()
     try:
         await asyncio.get_running_loop().sock_connect(dialled, target)
-    except OSError:
+    except BaseException:
         dialled.close()
         raise
     return dialled
