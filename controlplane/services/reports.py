@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,7 +18,7 @@ from controlplane.resources.base import Key
 from controlplane.services.agents import Agent, spend
 from controlplane.store import nodes, observations, telemetry
 from controlplane.store.changes import raise_revision
-from controlplane.store.observations import DiscoveryState, OriginState, PeerState
+from controlplane.store.observations import DiscoveryState, EdgeState, OriginState, PeerState
 from controlplane.store.telemetry import BUCKET_S, Rollup
 
 M = TypeVar("M", bound=Message)
@@ -43,8 +44,13 @@ async def take(session: AsyncSession, agent: Agent, report: Report, now: datetim
         origins = (OriginState(node_id, origin.pool, origin.healthy, origin.total, now) for origin in _by(report.origins, "pool"))
         await observations.replace_origins(session, tenant_id, node_id, origins)
     if report.peers is not None:
-        peers = (PeerState(node_id, peer.site_id, peer.model_dump(mode="json"), now) for peer in _by(report.peers, "site_id"))
+        peers = (
+            PeerState(node_id, peer.site_id, peer.path, peer.model_dump(mode="json"), now) for peer in _by(report.peers, "site_id", "path")
+        )
         await observations.replace_peers(session, tenant_id, node_id, peers)
+    if report.edges is not None:
+        edges = (EdgeState(node_id, edge.site_id, edge.model_dump(mode="json"), now) for edge in _by(report.edges, "site_id"))
+        await observations.replace_edges(session, tenant_id, node_id, edges)
     if report.metrics is not None:
         await _take_metrics(session, agent, report.boot_id, report.metrics, now)
 
@@ -54,9 +60,9 @@ def _discovery(agent: Agent, report: DiscoveryReport, now: datetime) -> Discover
     return DiscoveryState(agent.node.id, report.discovery, report.connected, report.reason, services, now)
 
 
-def _by(messages: Iterable[M], key: str) -> Iterable[M]:
+def _by(messages: Iterable[M], *key: str) -> Iterable[M]:
     """One for each value of the key, the last."""
-    return {getattr(message, key): message for message in messages}.values()
+    return {attrgetter(*key)(message): message for message in messages}.values()
 
 
 async def _take_gateways(session: AsyncSession, agent: Agent, gateways: tuple[Gateway, ...]) -> None:

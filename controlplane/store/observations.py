@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.store.rows import values
-from controlplane.store.tables import DiscoveryReportRow, MetricSequenceRow, OfNode, OriginReportRow, PeerReportRow
+from controlplane.store.tables import DiscoveryReportRow, EdgeReportRow, MetricSequenceRow, OfNode, OriginReportRow, PeerReportRow
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,26 @@ class OriginState:
 
 @dataclass(frozen=True)
 class PeerState:
-    """The path from one node to a peer."""
+    """One path from one node to a peer."""
 
     node_id: UUID
     site_id: str
     """The peer."""
+    path: str
     report: dict[str, Any]
     """An `agent.protocol.report.PeerHealth`, as JSON."""
+    reported_at: datetime
+
+
+@dataclass(frozen=True)
+class EdgeState:
+    """One node's reverse tunnels to a regional edge."""
+
+    node_id: UUID
+    site_id: str
+    """The edge."""
+    report: dict[str, Any]
+    """An `agent.protocol.report.EdgeHealth`, as JSON."""
     reported_at: datetime
 
 
@@ -61,6 +74,10 @@ async def replace_origins(session: AsyncSession, tenant_id: UUID, node_id: UUID,
 
 async def replace_peers(session: AsyncSession, tenant_id: UUID, node_id: UUID, states: Iterable[PeerState]) -> None:
     await _replace(session, tenant_id, node_id, PeerReportRow, (vars(state) for state in states))
+
+
+async def replace_edges(session: AsyncSession, tenant_id: UUID, node_id: UUID, states: Iterable[EdgeState]) -> None:
+    await _replace(session, tenant_id, node_id, EdgeReportRow, (vars(state) for state in states))
 
 
 async def _replace(session: AsyncSession, tenant_id: UUID, node_id: UUID, table: type[OfNode], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -83,7 +100,15 @@ async def origins(session: AsyncSession, tenant_id: UUID, node_ids: Collection[U
 
 async def peers(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID]) -> tuple[PeerState, ...]:
     query = select(PeerReportRow).filter_by(tenant_id=tenant_id).where(PeerReportRow.node_id.in_(node_ids))
-    return values(PeerState, await session.scalars(query))
+    return values(PeerState, await session.scalars(query.order_by(PeerReportRow.site_id, PeerReportRow.path, PeerReportRow.node_id)))
+
+
+async def edges(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID] | None = None) -> tuple[EdgeState, ...]:
+    """Of these nodes, or of all of the tenant's."""
+    query = select(EdgeReportRow).filter_by(tenant_id=tenant_id)
+    if node_ids is not None:
+        query = query.where(EdgeReportRow.node_id.in_(node_ids))
+    return values(EdgeState, await session.scalars(query.order_by(EdgeReportRow.site_id, EdgeReportRow.node_id)))
 
 
 # Boots of nodes: a report is known by (boot id, sequence)

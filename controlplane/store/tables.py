@@ -358,12 +358,28 @@ class OriginReportRow(OfNode, Base):
 
 
 class PeerReportRow(OfNode, Base):
+    """One path from a node to a peer."""
+
     __tablename__ = "peer_reports"
     __table_args__ = (_node_key(),)
 
     site_id: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
     report: Mapped[Json]
     """An `agent.protocol.report.PeerHealth`."""
+    reported_at: Mapped[datetime]
+
+
+class EdgeReportRow(OfNode, Base):
+    """A node's reverse tunnels to one regional edge."""
+
+    __tablename__ = "edge_reports"
+    __table_args__ = (_node_key(),)
+
+    site_id: Mapped[str] = mapped_column(primary_key=True)
+    """Of the edge."""
+    report: Mapped[Json]
+    """An `agent.protocol.report.EdgeHealth`."""
     reported_at: Mapped[datetime]
 
 

@@ -244,6 +244,17 @@ CREATE TABLE peer_reports (
     {TENANT},
     node_id uuid,
     site_id text,
+    path text,
+    report jsonb NOT NULL,
+    reported_at timestamptz NOT NULL,
+    PRIMARY KEY (tenant_id, node_id, site_id, path),
+    {OF_NODE}
+);
+
+CREATE TABLE edge_reports (
+    {TENANT},
+    node_id uuid,
+    site_id text,
     report jsonb NOT NULL,
     reported_at timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, node_id, site_id),
@@ -317,6 +328,7 @@ OF_TENANT = (
     "discovery_reports",
     "origin_reports",
     "peer_reports",
+    "edge_reports",
     "metric_rollups",
     "metric_sequences",
     "proofs",
