@@ -30,8 +30,8 @@ from controlplane.app import Work, create_app, open_services, running
 from controlplane.loops import certificate
 from controlplane.loops.retention import Keep
 from controlplane.pki import KeyRing, create_key, issue_server, private_key_pem, to_pem
-from controlplane.services.authorities import Fabric, open_authority
-from controlplane.services.start import Given, start
+from controlplane.services.authorities import Fabric, control_plane_anchor, open_authority
+from controlplane.services.start import CA_FILE, Given, start, write
 from controlplane.settings import LOOPBACK, PREFIX, Settings
 from controlplane.store import schema
 from controlplane.store.embedded import Embedded
@@ -233,20 +233,28 @@ async def _tls(settings: Settings, database: Database, fabric: Fabric) -> tuple[
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
         return context, ()
     issue = partial(_load_own_certificate, context, settings, database, fabric)
-    await issue()
-    return context, (partial(certificate.renew, issue),)
+    return context, (partial(certificate.renew, await issue(), partial(_authority_of_servers, database, fabric), issue),)
 
 
-async def _load_own_certificate(context: ssl.SSLContext, settings: Settings, database: Database, fabric: Fabric) -> None:
+async def _authority_of_servers(database: Database, fabric: Fabric) -> str:
+    """The one that signs, and the roots: changes when one of them does."""
+    async with database.transaction() as session:
+        return (await open_authority(session, fabric.ring, None, "servers")).certificate_pem + await control_plane_anchor(session, fabric)
+
+
+async def _load_own_certificate(context: ssl.SSLContext, settings: Settings, database: Database, fabric: Fabric) -> str:
     """From the fabric's authority; new connections get it. The key is on disk only while OpenSSL reads it."""
     async with database.transaction() as session:
         authority = await open_authority(session, fabric.ring, None, "servers")
+        roots = await control_plane_anchor(session, fabric)
     key = create_key()
     issued = issue_server(authority, _names(settings), key.public_key(), _now())
     with tempfile.NamedTemporaryFile("w", dir=settings.state_dir, prefix=".server-") as file:
         file.write(private_key_pem(key) + to_pem(issued) + authority.certificate_pem)
         file.flush()
         context.load_cert_chain(file.name)
+    write(settings.state_dir / CA_FILE, roots, mode=0o644)
+    return authority.certificate_pem + roots
 
 
 def _names(settings: Settings) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """Everything put together: from settings to services, and from services to an application."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -62,6 +62,7 @@ def create_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] 
 
 
 def open_services(settings: Settings, database: Database, fabric: Fabric, compiler: ThreadPoolExecutor, clock: Clock) -> Services:
+    fabric = replace(fabric, own_certificate=settings.own_certificate)
     delivery = Delivery(database, fabric, compiler)
     heartbeats = Heartbeats(database, clock())
     return Services(
@@ -69,7 +70,6 @@ def open_services(settings: Settings, database: Database, fabric: Fabric, compil
         fabric=fabric,
         entrance=Entrance(
             urls=settings.urls,
-            ca_pin=hashlib.sha256(fabric.roots_pem.encode()).hexdigest() if settings.own_certificate else None,
             longest_token_life_s=settings.longest_token_life_s,
         ),
         delivery=delivery,

@@ -19,6 +19,10 @@ TOKEN_PREFIX = "ist_"  # noqa: S105 - the part that is no secret
 """So that people and secret scanners recognise a token."""
 
 
+OPERATOR_TENANT = "default"
+"""The one that is there from the first start: the operator's, and that of the regional edges."""
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who is calling, in which tenant."""
@@ -31,6 +35,11 @@ class Caller:
     """Name of the credential, for the audit log."""
     credential_id: UUID | None = None
     """None for who has no API token: a node that enrols."""
+
+    @property
+    def runs_edges(self) -> bool:
+        """Whether they may make and change regional edges."""
+        return self.operator and self.tenant == OPERATOR_TENANT
 
 
 # --- API tokens ------------------------------------------------------------------------------------------------------

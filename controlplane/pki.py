@@ -5,12 +5,14 @@
                      ├─ tokens    no CA: signs registration tokens
                      └─ one per tenant, its nodes; the sole anchor of that tenant's gateways
 
+Each may have several versions at a time, while one is being replaced by the next.
+
 Values in, values out: no database, no files, and the clock is an argument.
 """
 
 import base64
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -68,29 +70,30 @@ class Authority:
         return dump_private_key(self.key)
 
 
-def create_root(trust_domain: str, now: datetime) -> Authority:
-    """The fabric's root; self-signed."""
+def create_root(trust_domain: str, now: datetime, version: int = 1) -> Authority:
+    """The fabric's root; self-signed. Versions of an authority differ in their names, or verifiers would take one for the other."""
     key = create_key()
-    name = _name(f"Isthmus root of {trust_domain}"[:64])
+    name = _name(f"Isthmus root of {trust_domain}"[:57] + _versioned(version))
     builder = _authority(name, name, key.public_key(), now, path_length=1)
     return Authority(builder.sign(key, hashes.SHA256()), key)
 
 
-def create_servers_authority(root: Authority, trust_domain: str, now: datetime) -> Authority:
+def create_servers_authority(root: Authority, trust_domain: str, now: datetime, version: int = 1) -> Authority:
     """Signs control planes' HTTPS certificates, and cannot sign an identity of the fabric."""
     constraints = x509.NameConstraints(permitted_subtrees=None, excluded_subtrees=[x509.UniformResourceIdentifier(trust_domain)])
-    return create_intermediate(root, "servers", (ExtendedKeyUsageOID.SERVER_AUTH,), constraints, now)
+    return create_intermediate(root, "servers" + _versioned(version), (ExtendedKeyUsageOID.SERVER_AUTH,), constraints, now)
 
 
-def create_edges_authority(root: Authority, trust_domain: str, now: datetime) -> Authority:
+def create_edges_authority(root: Authority, trust_domain: str, now: datetime, version: int = 1) -> Authority:
     """Signs regional edges, whose DNS names end with `edges.<trust domain>`."""
-    return create_intermediate(root, "edges", _CLIENT_AND_SERVER, _names_under(f"edges.{trust_domain}", trust_domain), now)
+    constraints = _names_under(f"edges.{trust_domain}", trust_domain)
+    return create_intermediate(root, "edges" + _versioned(version), _CLIENT_AND_SERVER, constraints, now)
 
 
-def create_tenant_authority(root: Authority, tenant_id: str, trust_domain: str, now: datetime) -> Authority:
+def create_tenant_authority(root: Authority, tenant_id: str, trust_domain: str, now: datetime, version: int = 1) -> Authority:
     """Signs the tenant's nodes, whose DNS names end with `<tenant id>.<trust domain>`."""
     constraints = _names_under(f"{tenant_id}.{trust_domain}", trust_domain)
-    return create_intermediate(root, f"tenant {tenant_id}", _CLIENT_AND_SERVER, constraints, now)
+    return create_intermediate(root, f"tenant {tenant_id}" + _versioned(version), _CLIENT_AND_SERVER, constraints, now)
 
 
 def create_tokens_signer(root: Authority, now: datetime) -> Authority:
@@ -121,6 +124,10 @@ def _authority(
     builder = _certificate(subject, issuer, key, now, AUTHORITY_LIFE)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
     return builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+
+
+def _versioned(version: int) -> str:
+    return f" v{version}" if version > 1 else ""
 
 
 def _names_under(dns_suffix: str, trust_domain: str) -> x509.NameConstraints:
@@ -198,6 +205,38 @@ def _certificate(
 def _issuer_of(authority: Authority) -> x509.AuthorityKeyIdentifier:
     identifier = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def key_identifier(authority_pem: str) -> str:
+    """Of an authority's key, in hex: what certificates that it signed name as their issuer."""
+    certificate = x509.load_pem_x509_certificate(authority_pem.encode())
+    return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+
+
+def fingerprint(certificate_pem: str) -> str:
+    """SHA-256 of a certificate, in hex."""
+    return x509.load_pem_x509_certificate(certificate_pem.encode()).fingerprint(hashes.SHA256()).hex()
+
+
+def expiry(certificate_pem: str) -> datetime:
+    return x509.load_pem_x509_certificate(certificate_pem.encode()).not_valid_after_utc
+
+
+# --- revocation ------------------------------------------------------------------------------------------------------
+
+
+def revocations(authority: Authority, serials: Iterable[int], now: datetime) -> str:
+    """In PEM, the list of certificates that are refused before they expire. Good for as long as the authority: a site that is alone
+    for a while must not refuse everybody because its list is old.
+    """
+    builder = x509.CertificateRevocationListBuilder().issuer_name(authority.certificate.subject)
+    builder = builder.last_update(now - BACKDATED).next_update(authority.certificate.not_valid_after_utc)
+    builder = builder.add_extension(_issuer_of(authority), critical=False)
+    builder = builder.add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
+    for serial in sorted(serials):
+        revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - BACKDATED).build()
+        builder = builder.add_revoked_certificate(revoked)
+    return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -19,10 +19,10 @@ from controlplane.auth import Caller
 from controlplane.errors import FieldError, Invalid, Unauthenticated
 from controlplane.resources.base import Annotations, Labels, Unless, Value
 from controlplane.resources.enumeration import Names
-from controlplane.resources.site import EDGES
 from controlplane.services import enrolment, registrations, sites, tokens
 from controlplane.services.enrolment import Desk
 from controlplane.services.registrations import ApprovedPassport
+from controlplane.store import authorities as authority_store
 from controlplane.store.registrations import Registration
 from controlplane.store.tokens import Token
 
@@ -38,7 +38,9 @@ _SYSTEM = "/api/register/namespaces/system"
 @router.get(CA_PATH, operation_id="isthmus.register.Roots", tags=["enrolment"], response_class=PlainTextResponse)
 async def roots(services: CurrentServices) -> PlainTextResponse:
     """The fabric's roots in PEM, whose SHA-256 the tokens carry."""
-    return PlainTextResponse(services.fabric.roots_pem, media_type="application/x-pem-file")
+    async with services.database.definer() as definer:
+        roots_pem = "".join(await authority_store.roots(definer))
+    return PlainTextResponse(roots_pem, media_type="application/x-pem-file")
 
 
 @router.post(BOOTSTRAP_PATH, operation_id="ves.io.schema.registration.CustomAPI.RegistrationCreate", tags=["enrolment"])
@@ -149,9 +151,9 @@ class Approval(Value):
     namespace: str = "system"
     unsupported: ClassVar[Mapping[str, str | Unless]] = {
         "tunnel_type": Unless("tunnels are TLS", ("SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL", "SITE_TO_SITE_TUNNEL_SSL", 2)),
-        "connected_region": EDGES,
-        "backup_connected_region": EDGES,
-        "preferred_active_re": EDGES,
+        "connected_region": "regional edges are chosen by the site's re_select",
+        "backup_connected_region": "regional edges are chosen by the site's re_select",
+        "preferred_active_re": "regional edges are chosen by the site's re_select",
     }
 
     state: Annotated[Literal["APPROVED", "RETIRED"], Names(*registrations.STATES)]

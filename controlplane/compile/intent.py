@@ -21,7 +21,13 @@ class Tenant:
     trust_domain: str
     peer_anchor_pem: str
     """The tenant's intermediate."""
+    edge_anchor_pem: str = ""
+    """That of regional edges."""
     control_plane_anchor_pem: str = ""
+    peer_crl_pem: str = ""
+    edge_crl_pem: str = ""
+    revocations: int = 0
+    """How often a node was revoked, ever."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """The fabric's authorities: made once, kept sealed, opened when something is to be signed."""
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -8,19 +9,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane import pki
 from controlplane.store import authorities as store
-from controlplane.store.authorities import SealedAuthority
+from controlplane.store.authorities import SealedAuthority, State
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """What every replica knows about the fabric's trust."""
+    """What every replica knows about the fabric's trust, and what never changes while it runs."""
 
     trust_domain: str
     ring: pki.KeyRing
-    roots_pem: str
-    """Under which control planes and edges are trusted; newest first."""
     tokens: pki.Authority
     """Signs registration tokens."""
+    own_certificate: bool = True
+    """Whether control planes are trusted under the roots; otherwise the public knows their certificates."""
 
 
 async def create_fabric(session: AsyncSession, ring: pki.KeyRing, trust_domain: str, now: datetime) -> None:
@@ -33,27 +34,31 @@ async def create_fabric(session: AsyncSession, ring: pki.KeyRing, trust_domain: 
         "tokens": pki.create_tokens_signer(root, now),
     }
     for role, authority in made.items():
-        await _keep(session, ring, None, role, authority, now)
+        await keep(session, ring, None, role, authority, now)
 
 
 async def load_fabric(session: AsyncSession, ring: pki.KeyRing, trust_domain: str) -> Fabric:
-    roots = await store.certificates(session, None, "root")
-    return Fabric(trust_domain, ring, "".join(roots), await open_authority(session, ring, None, "tokens"))
+    return Fabric(trust_domain, ring, await open_authority(session, ring, None, "tokens"))
 
 
 async def create_tenant_authority(session: AsyncSession, fabric: Fabric, tenant_id: UUID, now: datetime) -> None:
     """The intermediate of a new tenant; part of the transaction that creates it."""
     root = await open_authority(session, fabric.ring, None, "root")
     authority = pki.create_tenant_authority(root, str(tenant_id), fabric.trust_domain, now)
-    await _keep(session, fabric.ring, tenant_id, "tenant", authority, now)
+    await keep(session, fabric.ring, tenant_id, "tenant", authority, now)
 
 
 async def open_authority(session: AsyncSession, ring: pki.KeyRing, tenant_id: UUID | None, role: str) -> pki.Authority:
-    """Ready to sign. Raises `pki.Unsealable` if the key-encryption key is not the one it was sealed under."""
-    sealed = await store.newest(session, tenant_id, role)
+    """The version that signs. Raises `pki.Unsealable` if the key-encryption key is not the one it was sealed under."""
+    sealed = await store.active(session, tenant_id, role)
     if sealed is None:
-        raise LookupError(f"there is no authority {_purpose(role, tenant_id, 1)}")
-    key = ring.unseal(sealed.sealed_key, _purpose(sealed.role, sealed.tenant_id, sealed.version))
+        raise LookupError(f"there is no authority {purpose(role, tenant_id, 1)}")
+    return unsealed(ring, sealed)
+
+
+def unsealed(ring: pki.KeyRing, sealed: SealedAuthority) -> pki.Authority:
+    """Ready to sign."""
+    key = ring.unseal(sealed.sealed_key, purpose(sealed.role, sealed.tenant_id, sealed.version))
     return pki.Authority.load(sealed.certificate_pem, key)
 
 
@@ -62,12 +67,40 @@ async def peer_anchor(session: AsyncSession, tenant_id: UUID) -> str:
     return "".join(await store.certificates(session, tenant_id, "tenant"))
 
 
-async def _keep(
-    session: AsyncSession, ring: pki.KeyRing, tenant_id: UUID | None, role: str, authority: pki.Authority, now: datetime
+async def edge_anchor(session: AsyncSession) -> str:
+    """In PEM, what nodes trust for regional edges."""
+    return "".join(await store.certificates(session, None, "edges"))
+
+
+async def control_plane_anchor(session: AsyncSession, fabric: Fabric) -> str:
+    """In PEM, what nodes trust for control planes; empty: what the public trusts."""
+    return "".join(await store.certificates(session, None, "root")) if fabric.own_certificate else ""
+
+
+async def ca_pin(session: AsyncSession, fabric: Fabric) -> str | None:
+    """Hex SHA-256 of the roots in PEM, by which a newcomer recognises them."""
+    anchor = await control_plane_anchor(session, fabric)
+    return hashlib.sha256(anchor.encode()).hexdigest() if anchor else None
+
+
+async def keep(
+    session: AsyncSession,
+    ring: pki.KeyRing,
+    tenant_id: UUID | None,
+    role: str,
+    authority: pki.Authority,
+    now: datetime,
+    *,
+    version: int = 1,
+    state: State = "active",
+    crl_pem: str = "",
 ) -> None:
-    sealed_key = ring.seal(authority.private_key, _purpose(role, tenant_id, 1))
-    await store.add(session, SealedAuthority(role, tenant_id, 1, authority.certificate_pem, sealed_key), now)
+    """Store a new version."""
+    sealed_key = ring.seal(authority.private_key, purpose(role, tenant_id, version))
+    sealed = SealedAuthority(role, tenant_id, version, state, now, authority.certificate_pem, sealed_key, crl_pem)
+    await store.add(session, sealed, now)
 
 
-def _purpose(role: str, tenant_id: UUID | None, version: int) -> str:
+def purpose(role: str, tenant_id: UUID | None, version: int) -> str:
+    """What its key is sealed as."""
     return f"authority:{role}:{tenant_id or 'fabric'}:{version}"

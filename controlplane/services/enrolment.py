@@ -4,9 +4,9 @@ Every write takes the tenant's row before those of registrations and nodes, so t
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -15,13 +15,14 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.enrolment import BootstrapSpec, ConfigRequest, Credentials, TokenClaims
+from agent.protocol.items import EDGES
 from controlplane import pki
 from controlplane.auth import Caller, refused_proof
 from controlplane.errors import Conflict, FieldError, Forbidden, Invalid, NotAdmitted, Unauthenticated
 from controlplane.resources.base import Name
 from controlplane.services import registrations as decisions
 from controlplane.services.agents import Agent, spend
-from controlplane.services.authorities import Fabric, open_authority, peer_anchor
+from controlplane.services.authorities import Fabric, control_plane_anchor, edge_anchor, open_authority, peer_anchor
 from controlplane.services.tokens import Entrance
 from controlplane.store import nodes, registrations, tenants, tokens
 from controlplane.store.changes import raise_revision
@@ -32,6 +33,7 @@ from controlplane.store.tokens import Token
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?$")]
 _SITE_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _NODE_NAME: TypeAdapter[str] = TypeAdapter(HostName)
+_CLUSTER_TYPE: TypeAdapter[str] = TypeAdapter(Literal["ce", "re"])
 _LOCK_NAME = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
@@ -42,6 +44,11 @@ class Desk:
     fabric: Fabric
     entrance: Entrance
     tenant_id: UUID
+    edge: bool = False
+    """Whether the node is one of a regional edge."""
+
+    def at(self, registration: Registration) -> "Desk":
+        return replace(self, edge=decisions.is_edge(registration))
 
 
 async def bootstrap(session: AsyncSession, desk: Desk, claims: TokenClaims, spec: BootstrapSpec, now: datetime) -> Registration:
@@ -51,12 +58,15 @@ async def bootstrap(session: AsyncSession, desk: Desk, claims: TokenClaims, spec
     """
     site_name = _checked(_SITE_NAME, spec.passport.cluster_name, "spec.passport.cluster_name")
     node_name = _checked(_NODE_NAME, spec.infra.hostname, "spec.infra.hostname")
+    _checked(_CLUSTER_TYPE, spec.passport.cluster_type, "spec.passport.cluster_type")
     key_hash = _hash(_requested_key(spec.csr_pem, site_name, "spec.csr_pem"))
     decisions.checked_labels(spec.infra.labels)
     await session.execute(_LOCK_NAME, {"name": f"{desk.tenant_id}/{site_name}/{node_name}"})
     if known := await registrations.by_key(session, desk.tenant_id, key_hash):
         return _again(known, claims, site_name, node_name)
     token = await _use(session, desk.tenant_id, claims, site_name, now)
+    if spec.passport.cluster_type == "re" and not token.edge:
+        raise Forbidden(f"the registration token is for a customer edge; create {site_name} as a regional edge, then a token for it")
     if token.approve:
         await raise_revision(session, desk.tenant_id)  # or the site could be decommissioned between being found and being joined
     await _check_name_is_free(session, desk.tenant_id, site_name, node_name, now)
@@ -78,8 +88,8 @@ async def request_config(session: AsyncSession, desk: Desk, claims: TokenClaims,
     if registration.node_id is None:
         node = await _first_certificate(session, desk, registration.name, key, now)
     else:
-        node = await _same_certificate(session, desk, registration.node_id, key, now)
-    return await _credentials(session, desk, node, registration.site_name)
+        node = await _same_certificate(session, desk.at(registration), registration.node_id, key, now)
+    return await _credentials(session, desk.at(registration), node, registration.site_name)
 
 
 async def renew(session: AsyncSession, desk: Desk, agent: Agent, csr_pem: str, now: datetime) -> Credentials:
@@ -88,6 +98,7 @@ async def renew(session: AsyncSession, desk: Desk, agent: Agent, csr_pem: str, n
     """
     await spend(session, agent)
     site = agent.cache.view.sites[agent.site_id]
+    desk = replace(desk, edge=site.spec.is_edge)
     identity = _identity(desk, agent.node)
     key = _requested_key(csr_pem, site.metadata.name, "csr_pem", identity)
     revision = await raise_revision(session, desk.tenant_id)
@@ -113,7 +124,7 @@ def _registration(spec: BootstrapSpec, token: Token, key_hash: bytes, now: datet
         state="PENDING",
         site_name=spec.passport.cluster_name,
         node_name=spec.infra.hostname,
-        passport=spec.passport.model_dump(mode="json"),
+        passport=spec.passport.model_dump(mode="json") | {"cluster_type": "re" if token.edge else "ce"},
         infra=spec.infra.model_dump(mode="json"),
         labels=spec.infra.labels,
         clock_skew_s=spec.infra.timestamp - now.timestamp() if spec.infra.timestamp else None,
@@ -183,9 +194,9 @@ async def _first_certificate(session: AsyncSession, desk: Desk, name: str, key: 
     assert registration
     _check_state(registration)
     if registration.node_id is not None:
-        return await _same_certificate(session, desk, registration.node_id, key, now)
+        return await _same_certificate(session, desk.at(registration), registration.node_id, key, now)
     assert registration.site_id
-    node = await _create(session, desk, registration, key, revision, now)
+    node = await _create(session, desk.at(registration), registration, key, revision, now)
     await registrations.change(session, desk.tenant_id, name, state="ADMITTED", state_at=now, node_id=node.id)
     return node
 
@@ -224,7 +235,8 @@ async def _same_certificate(session: AsyncSession, desk: Desk, node_id: UUID, ke
 async def _issue(
     session: AsyncSession, desk: Desk, node: Node, key: ec.EllipticCurvePublicKey, keys_pem: str, revision: int, now: datetime
 ) -> Node:
-    authority = await open_authority(session, desk.fabric.ring, desk.tenant_id, "tenant")
+    role, tenant_id = ("edges", None) if desk.edge else ("tenant", desk.tenant_id)
+    authority = await open_authority(session, desk.fabric.ring, tenant_id, role)
     certificate = pki.issue_node(authority, _identity(desk, node), key, now)
     await nodes.change(
         session,
@@ -257,14 +269,17 @@ async def _credentials(session: AsyncSession, desk: Desk, node: Node, site_name:
         node_id=str(node.id),
         node_name=node.name,
         trust_domain=desk.fabric.trust_domain,
-        peer_anchor_pem=await peer_anchor(session, desk.tenant_id),
-        control_plane_anchor_pem=desk.fabric.roots_pem if desk.entrance.ca_pin else "",
+        peer_anchor_pem="" if desk.edge else await peer_anchor(session, desk.tenant_id),
+        edge_anchor_pem=await edge_anchor(session),
+        kind="regional_edge" if desk.edge else "customer_edge",
+        control_plane_anchor_pem=await control_plane_anchor(session, desk.fabric),
         control_plane_urls=desk.entrance.urls,
     )
 
 
 def _identity(desk: Desk, node: Node) -> pki.NodeIdentity:
-    return pki.NodeIdentity(desk.fabric.trust_domain, str(desk.tenant_id), str(node.site_id), str(node.id))
+    tenant = EDGES if desk.edge else str(desk.tenant_id)
+    return pki.NodeIdentity(desk.fabric.trust_domain, tenant, str(node.site_id), str(node.id))
 
 
 # What was sent

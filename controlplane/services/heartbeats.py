@@ -82,7 +82,8 @@ class Heartbeats:
             if tells:
                 self.urgent.set()
         resend = not await self._boot_is_known(agent, heartbeat.boot_id)
-        return HeartbeatAnswer(pace_s=pace_s(agent.cache.view.fleet.size), now=now.timestamp(), resend=resend)
+        renew = bool(heartbeat.issuer) and heartbeat.issuer not in agent.cache.view.issuers
+        return HeartbeatAnswer(pace_s=pace_s(agent.cache.view.fleet.size), now=now.timestamp(), resend=resend, renew=renew)
 
     def reported(self, node_id: UUID, boot_id: str) -> None:
         """A report of that boot was written."""
@@ -152,9 +153,10 @@ def _status(node_id: UUID, heartbeat: Heartbeat, now: datetime) -> NodeStatus:
         warnings=list(heartbeat.warnings),
         clock_skew_s=heartbeat.sent_at - now.timestamp(),
         version=heartbeat.version,
+        issuer=heartbeat.issuer,
     )
 
 
 def _said(status: NodeStatus) -> tuple[object, ...]:
     """Without what every heartbeat changes."""
-    return status.boot_id, status.applied_hash, status.rejected, status.proxy, status.warnings, status.version
+    return status.boot_id, status.applied_hash, status.rejected, status.proxy, status.warnings, status.version, status.issuer

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from controlplane.auth import new_token, token_hash
 from controlplane.pki import KeyRing, Unsealable
 from controlplane.services import authorities, credentials, tenants
-from controlplane.services.authorities import Fabric
+from controlplane.services.authorities import Fabric, control_plane_anchor
 from controlplane.store import credentials as credential_store
 from controlplane.store import facts
 from controlplane.store import tenants as tenant_store
@@ -25,6 +25,7 @@ log = structlog.get_logger()
 
 DEFAULT_TRUST_DOMAIN = "isthmus.internal"
 FABRIC_FACT = "fabric"
+CA_FILE = "ca.pem"
 
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
 _LOCK_KEY = 0x1571_0002
@@ -52,7 +53,7 @@ class Given:
 
     @property
     def ca_file(self) -> Path:
-        return self.state_dir / "ca.pem"
+        return self.state_dir / CA_FILE
 
 
 async def start(database: Database, given: Given, now: datetime) -> Fabric:
@@ -62,7 +63,8 @@ async def start(database: Database, given: Given, now: datetime) -> Fabric:
         known = await facts.get(session, FABRIC_FACT)
         fabric = await (_open(session, given, known["trust_domain"]) if known else _found(session, given, now))
         await _set_operator(session, given, await _default_tenant(session, fabric, now), now)
-    _write(given.ca_file, fabric.roots_pem, mode=0o644)
+        roots = await control_plane_anchor(session, fabric)
+    write(given.ca_file, roots, mode=0o644)
     return fabric
 
 
@@ -98,7 +100,7 @@ async def _set_operator(session: AsyncSession, given: Given, tenant_id: UUID, no
     token = given.operator_token or (given.token_file.read_text().strip() if given.token_file.exists() else None)
     if token is None and known is None:
         token = new_token()
-        _write(given.token_file, token + "\n", mode=0o600)
+        write(given.token_file, token + "\n", mode=0o600)
         log.info("operator token created", file=str(given.token_file))
     if token is not None and (known is None or not secrets.compare_digest(known.hash, token_hash(token))):
         await credentials.set_operator(session, tenant_id, token, now)
@@ -112,16 +114,21 @@ def _kept_ring(file: Path) -> KeyRing:
 
 def _new_ring(file: Path) -> KeyRing:
     ring = KeyRing.generate()
-    _write(file, ring.dump(), mode=0o600)
+    write(file, ring.dump(), mode=0o600)
     log.info("key-encryption key created", file=str(file))
     return ring
 
 
-def _write(file: Path, text: str, *, mode: int) -> None:
-    """Whole or not at all, and never readable by more than `mode` allows."""
+def write(file: Path, text: str, *, mode: int) -> None:
+    """Whole or not at all, there after a crash, and never readable by more than `mode` allows."""
     new = file.with_name(f".{file.name}.{os.getpid()}")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
     new.replace(file)
+    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from controlplane.auth import Caller
+from controlplane.auth import OPERATOR_TENANT, Caller
 from controlplane.errors import AlreadyExists, Conflict, Forbidden, NotFound
 from controlplane.resources.base import Metadata
 from controlplane.services import credentials
@@ -19,7 +19,7 @@ from controlplane.store.changes import StoredJson
 from controlplane.store.session import enter
 from controlplane.store.tenants import TenantRecord
 
-DEFAULT = "default"
+DEFAULT = OPERATOR_TENANT
 """The tenant that is there from the first start."""
 FIRST_CREDENTIAL = "admin"
 

@@ -13,13 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.enrolment import TokenClaims
 from controlplane.auth import Caller
-from controlplane.errors import AlreadyExists, FieldError, Invalid, NotFound, Unauthenticated
-from controlplane.resources.base import Flag, Metadata, Name, Value, Whole
+from controlplane.errors import AlreadyExists, FieldError, Forbidden, Invalid, NotFound, Unauthenticated
+from controlplane.resources.base import Flag, Key, Metadata, Name, Value, Whole
 from controlplane.resources.enumeration import Names
 from controlplane.resources.envelope import read, read_envelope, refuse_all
 from controlplane.resources.normal import NIL, Reading
-from controlplane.services.authorities import Fabric
-from controlplane.store import audit
+from controlplane.services.authorities import Fabric, ca_pin
+from controlplane.store import audit, resources
 from controlplane.store import tokens as store
 from controlplane.store.audit import AuditRecord
 from controlplane.store.tokens import Token
@@ -33,8 +33,6 @@ class Entrance:
     """Where agents find this control plane, and what they may be let in with."""
 
     urls: tuple[str, ...]
-    ca_pin: str | None
-    """Hex SHA-256 of the roots in PEM; None when its certificate is not from the fabric's authority."""
     longest_token_life_s: int
 
 
@@ -54,8 +52,9 @@ class TokenSpec(Value):
 async def create(
     session: AsyncSession, caller: Caller, body: Mapping[str, Any], *, fabric: Fabric, entrance: Entrance, now: datetime
 ) -> tuple[Token, str]:
-    """The token's record, and the token itself, which is kept nowhere. Raises `Invalid` and `AlreadyExists`."""
+    """The token's record, and the token itself, which is kept nowhere. Raises `Invalid`, `Forbidden` and `AlreadyExists`."""
     metadata, spec = _read(body, None, entrance)
+    edge = await _is_edge(session, caller, spec.site_name)
     life = timedelta(seconds=spec.expiration_seconds)
     token = Token(
         id=uuid4(),
@@ -67,6 +66,7 @@ async def create(
         max_uses=spec.max_uses,
         created_at=now,
         expires_at=now + life,
+        edge=edge,
     )
     try:
         async with session.begin_nested():
@@ -74,7 +74,7 @@ async def create(
     except IntegrityError:
         raise AlreadyExists(f"token {token.name} exists already") from None
     await _record(session, caller, "API.Create", token, now)
-    return token, _signed(token, caller.tenant_id, fabric, entrance)
+    return token, _signed(token, caller.tenant_id, fabric, entrance, await ca_pin(session, fabric))
 
 
 async def get(session: AsyncSession, caller: Caller, name: str) -> Token:
@@ -166,10 +166,21 @@ def _check(spec: TokenSpec, entrance: Entrance, reading: Reading) -> None:
         reading.refuse("spec.expiration_seconds", f"should be at most {entrance.longest_token_life_s}")
 
 
-def _signed(token: Token, tenant_id: UUID, fabric: Fabric, entrance: Entrance) -> str:
+async def _is_edge(session: AsyncSession, caller: Caller, site_name: str | None) -> bool:
+    """Whether there is a regional edge of that name, to which only the operator admits nodes."""
+    found = await resources.get(session, caller.tenant_id, "site", Key(NAMESPACE, site_name)) if site_name else None
+    if found is None or not resources.parsed(found).spec.is_edge:
+        return False
+    if not caller.runs_edges:
+        description = f"{site_name} is a regional edge: only the operator admits nodes to it"
+        raise Forbidden(description, [FieldError("spec.site_name", description)])
+    return True
+
+
+def _signed(token: Token, tenant_id: UUID, fabric: Fabric, entrance: Entrance, pin: str | None) -> str:
     claims = TokenClaims(
         urls=entrance.urls,
-        ca_pin=entrance.ca_pin,
+        ca_pin=pin,
         jti=str(token.id),
         tenant_id=str(tenant_id),
         site_name=token.site_name,

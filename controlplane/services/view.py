@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -10,8 +10,9 @@ from uuid import UUID
 from agent.protocol.items import Gateway
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent, Observations, Tenant
+from controlplane.pki import key_identifier
 from controlplane.resources.base import Key, Stored
-from controlplane.store.changes import Changes
+from controlplane.store.changes import Anchors, Changes
 from controlplane.store.nodes import Node
 from controlplane.store.resources import parsed
 
@@ -58,6 +59,10 @@ class View:
     revision: int
     intent: Intent
     fleet: Fleet
+    own_certificate: bool = True
+    """Whether control planes are trusted under the fabric's roots."""
+    issuers: frozenset[str] = frozenset()
+    """Key identifiers of the authorities whose leaves nodes may keep until they expire."""
 
     @cached_property
     def sites(self) -> Mapping[str, Stored[Any]]:
@@ -65,24 +70,47 @@ class View:
         return {str(site.uid): site for site in self.intent.of("site").values()}
 
 
-def first_view(tenant: Tenant, changes: Changes) -> View:
+def first_view(tenant: Tenant, changes: Changes, own_certificate: bool = True) -> View:
     """From everything there is."""
-    return advance(View(-1, Intent(tenant, {}), Fleet({})), changes)
+    return advance(View(-1, Intent(tenant, {}), Fleet({}), own_certificate), changes)
 
 
 def advance(view: View, changes: Changes) -> View:
     """What holds after the changes. If it raises, nothing of them may be used."""
     intent = view.intent
-    if changes.written or changes.deleted:
-        intent = Intent(intent.tenant, _objects(intent.objects, changes))
+    tenant = _trusting(view, changes)
+    if changes.written or changes.deleted or tenant != intent.tenant:
+        intent = Intent(tenant, _objects(intent.objects, changes))
     fleet = Fleet({**view.fleet.nodes, **{node.id: node for node in changes.nodes}}) if changes.nodes else view.fleet
-    return View(changes.revision, intent, fleet)
+    issuers = view.issuers if changes.anchors is None else _issuers(changes.anchors)
+    return View(changes.revision, intent, fleet, view.own_certificate, issuers)
+
+
+def _trusting(view: View, changes: Changes) -> Tenant:
+    """The tenant with the anchors that its sites should have."""
+    tenant = replace(view.intent.tenant, revocations=changes.revocations)
+    if changes.anchors is None:
+        return tenant
+    peers, edges, roots = (changes.anchors[role] for role in ("tenant", "edges", "root"))
+    return replace(
+        tenant,
+        peer_anchor_pem=peers.pem,
+        peer_crl_pem=peers.crl_pem,
+        edge_anchor_pem=edges.pem,
+        edge_crl_pem=edges.crl_pem,
+        control_plane_anchor_pem=roots.pem if view.own_certificate else "",
+    )
+
+
+def _issuers(anchors: Mapping[str, Anchors]) -> frozenset[str]:
+    both = {**anchors["tenant"].issuers, **anchors["edges"].issuers}
+    return frozenset(key_identifier(pem) for pem, state in both.items() if state != "retiring")
 
 
 def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], Iterable[str]]) -> frozenset[str]:
     """Ids of the sites whose snapshot may differ. `peers_of` a site: the sites in whose snapshot it is a peer."""
     keys = {(written.kind, written.key) for written in changes.written} | {(kind, key) for kind, key, _ in changes.deleted}
-    if len(keys) > EVERYTHING:
+    if len(keys) > EVERYTHING or old.intent.tenant != new.intent.tenant:
         return frozenset(old.sites) | frozenset(new.sites)
     found: set[str] = set()
     for kind, key in keys:

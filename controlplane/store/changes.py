@@ -1,5 +1,6 @@
 """What happened to a tenant's intent since a revision: how caches catch up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -36,6 +37,17 @@ class StoredJson:
 
 
 @dataclass(frozen=True)
+class Anchors:
+    """What is trusted as authority for one role: every version that is in use or soon will be, newest first."""
+
+    pem: str
+    issuers: Mapping[str, str]
+    """State of each version (`added`, `active`, `retiring`), by its certificate in PEM."""
+    crl_pem: str
+    """What they revoked; empty: nothing."""
+
+
+@dataclass(frozen=True)
 class Changes:
     """Everything after one revision and up to another."""
 
@@ -47,10 +59,18 @@ class Changes:
     """Kind, key and uid; the key may have been taken again by an object of another uid, which is in `written`."""
     nodes: tuple[Node, ...]
     """Those whose key, gateways or revocation changed."""
+    revocations: int
+    """How often a node was revoked, ever."""
+    anchors: Mapping[str, Anchors] | None
+    """By role, if one of them changed."""
 
 
 _SINCE = text("""
-    SELECT t.name, t.revision,
+    SELECT t.name, t.revision, t.revocations,
+        CASE WHEN t.anchors_revision > :since THEN (
+            SELECT jsonb_agg(jsonb_build_object('role', role, 'state', state, 'pem', certificate_pem, 'crl', crl_pem) ORDER BY version DESC)
+            FROM authorities a WHERE (a.tenant_id = t.id OR a.tenant_id IS NULL) AND a.state <> 'removed'
+        ) END AS anchors,
         (SELECT jsonb_agg(r) FROM resources r WHERE r.tenant_id = t.id AND r.revision > :since) AS written,
         (SELECT jsonb_agg(d ORDER BY d.revision) FROM deletions d WHERE d.tenant_id = t.id AND d.revision > :since AND :since >= 0) AS deleted,
         (SELECT jsonb_agg(n) FROM nodes n WHERE n.tenant_id = t.id AND n.revision > :since) AS nodes
@@ -70,7 +90,23 @@ async def since(session: AsyncSession, tenant_id: UUID, revision: int) -> Change
         written=tuple(map(_written, found.written or ())),
         deleted=tuple((row["kind"], Key(row["namespace"], row["name"]), UUID(row["uid"])) for row in found.deleted or ()),
         nodes=tuple(map(_node, found.nodes or ())),
+        revocations=found.revocations,
+        anchors=_anchors(found.anchors) if found.anchors else None,
     )
+
+
+def _anchors(rows: list[Json]) -> Mapping[str, Anchors]:
+    by_role: dict[str, list[Json]] = {}
+    for row in rows:
+        by_role.setdefault(row["role"], []).append(row)
+    return {
+        role: Anchors(
+            pem="".join(row["pem"] for row in own),
+            issuers={row["pem"]: row["state"] for row in own},
+            crl_pem="".join(row["crl"] for row in own),
+        )
+        for role, own in by_role.items()
+    }
 
 
 def _written(row: Json) -> StoredJson:
@@ -121,6 +157,18 @@ _RAISE = text("""
 async def raise_revision(session: AsyncSession, tenant_id: UUID) -> int:
     """Something that compilers look at changes in this transaction: the tenant's next revision, announced when it commits."""
     revision: int = (await session.execute(_RAISE, {"tenant_id": tenant_id, "channel": INTENT_CHANNEL})).scalar_one()
+    return revision
+
+
+_ANCHORS = text("""
+    UPDATE tenants SET revision = revision + 1, anchors_revision = revision + 1 WHERE id = :tenant_id
+    RETURNING revision, pg_notify(:channel, id || ':' || revision)
+""")
+
+
+async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID) -> int:
+    """As `raise_revision`: what sites of the tenant trust changes in this transaction."""
+    revision: int = (await session.execute(_ANCHORS, {"tenant_id": tenant_id, "channel": INTENT_CHANNEL})).scalar_one()
     return revision
 
 

@@ -48,6 +48,8 @@ class NodeStatus:
     warnings: list[str]
     clock_skew_s: float
     version: str
+    issuer: str = ""
+    """Key identifier of the authority whose leaf it uses."""
 
 
 async def add(session: AsyncSession, tenant_id: UUID, node: Node) -> None:

@@ -68,6 +68,10 @@ class TenantRow(Base):
     name: Mapped[str] = mapped_column(unique=True)
     revision: Mapped[int] = mapped_column(server_default=text("0"))
     """Raised by one in every transaction that changes intent; its row lock puts a tenant's writers in line."""
+    anchors_revision: Mapped[int] = mapped_column(server_default=text("0"))
+    """That at which the anchors of its sites, or what they revoke, last changed."""
+    revocations: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often a node was revoked: gateways let go of their connections when it rises."""
     created_at: Mapped[datetime]
 
 
@@ -243,6 +247,8 @@ class TokenRow(OfTenant, Base):
     """None: the token may bring any new site."""
     approve: Mapped[bool]
     """Whether its bearers are admitted without a person's approval."""
+    edge: Mapped[bool]
+    """Whether the operator made it for a regional edge."""
     uses: Mapped[int]
     max_uses: Mapped[int]
     """0: unlimited."""
@@ -298,6 +304,8 @@ class NodeRow(OfTenant, Base):
     certificate_pem: Mapped[str]
     certificate_serial: Mapped[str]
     certificate_expires_at: Mapped[datetime]
+    leaves: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    """Serial (hex) and end (Unix seconds) of each certificate that it was given and that has not expired."""
     gateways: Mapped[list[Any]]
     """Of `agent.protocol.items.Gateway`."""
     revision: Mapped[int]
@@ -332,6 +340,10 @@ class NodeStatusRow(OfNode, Base):
     warnings: Mapped[list[str]]
     clock_skew_s: Mapped[float]
     version: Mapped[str]
+    issuer: Mapped[str] = mapped_column(server_default=text("''"))
+    """Key identifier of the authority that signed the certificate which the node uses, as it says."""
+    twin_at: Mapped[datetime | None]
+    """When a boot was last heard of that another had replaced."""
     replaced: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     """Earlier boots whose proofs may still be repeated, and when each was replaced, in Unix seconds."""
 
@@ -436,7 +448,12 @@ class AuthorityRow(Base):
     """`root`, `servers`, `edges`, `tokens` (signs registration tokens) or `tenant`."""
     tenant_id: Mapped[UUID | None] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     version: Mapped[int]
+    state: Mapped[str]
+    """`added`, `active` (it signs; one of each role), `retiring` or `removed`. All but the last are trusted."""
+    state_at: Mapped[datetime]
     certificate_pem: Mapped[str]
+    crl_pem: Mapped[str] = mapped_column(server_default=text("''"))
+    """Certificates of nodes that it signed and that were revoked before they expired; empty as long as its role has none."""
     sealed_key: Mapped[bytes]
     created_at: Mapped[datetime]
 

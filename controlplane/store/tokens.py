@@ -29,6 +29,8 @@ class Token:
     created_at: datetime
     expires_at: datetime
     revoked_at: datetime | None = None
+    edge: bool = False
+    """Whether the operator made it for a regional edge."""
 
     def refusal(self, now: datetime) -> str | None:
         """Why it admits nobody any more; None if it does."""

@@ -18,6 +18,8 @@ CREATE TABLE tenants (
     id uuid PRIMARY KEY,
     name text NOT NULL UNIQUE,
     revision bigint NOT NULL DEFAULT 0,
+    anchors_revision bigint NOT NULL DEFAULT 0,
+    revocations bigint NOT NULL DEFAULT 0,
     created_at timestamptz NOT NULL
 );
 
@@ -146,6 +148,7 @@ CREATE TABLE tokens (
     metadata jsonb NOT NULL,
     site_name text,
     approve boolean NOT NULL,
+    edge boolean NOT NULL,
     uses bigint NOT NULL,
     max_uses bigint NOT NULL,
     created_at timestamptz NOT NULL,
@@ -189,6 +192,7 @@ CREATE TABLE nodes (
     certificate_pem text NOT NULL,
     certificate_serial text NOT NULL,
     certificate_expires_at timestamptz NOT NULL,
+    leaves jsonb NOT NULL DEFAULT '[]',
     gateways jsonb NOT NULL,
     revision bigint NOT NULL,
     created_at timestamptz NOT NULL,
@@ -212,6 +216,8 @@ CREATE TABLE node_status (
     warnings jsonb NOT NULL,
     clock_skew_s double precision NOT NULL,
     version text NOT NULL,
+    issuer text NOT NULL DEFAULT '',
+    twin_at timestamptz,
     replaced jsonb NOT NULL DEFAULT '{{}}',
     PRIMARY KEY (tenant_id, node_id),
     {OF_NODE}
@@ -300,7 +306,10 @@ CREATE TABLE authorities (
     role text NOT NULL,
     tenant_id uuid REFERENCES tenants ON DELETE CASCADE,
     version bigint NOT NULL,
+    state text NOT NULL,
+    state_at timestamptz NOT NULL,
     certificate_pem text NOT NULL,
+    crl_pem text NOT NULL DEFAULT '',
     sealed_key bytea NOT NULL,
     created_at timestamptz NOT NULL,
     CONSTRAINT authorities_role_key UNIQUE NULLS NOT DISTINCT (role, tenant_id, version)

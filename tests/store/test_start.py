@@ -38,7 +38,7 @@ async def bearer(database: Database, token: str) -> str | None:
 
 async def test_replicas_may_start_together(empty: Database, tmp_path: Path) -> None:
     one, *others = await asyncio.gather(*(start(empty, given(tmp_path), now()) for _ in range(4)))
-    assert {other.roots_pem for other in others} == {one.roots_pem}
+    assert {other.tokens.certificate_pem for other in others} == {one.tokens.certificate_pem}
     assert {other.ring.dump() for other in others} == {one.ring.dump()}
     assert await bearer(empty, (tmp_path / "operator.token").read_text().strip()) == "operator"
     async with empty.definer() as definer:
@@ -54,9 +54,9 @@ async def test_what_is_secret_is_readable_by_its_owner_only(empty: Database, tmp
 
 async def test_a_later_start_changes_nothing(empty: Database, tmp_path: Path) -> None:
     first = await start(empty, given(tmp_path), now())
-    token = (tmp_path / "operator.token").read_text()
+    token, roots = ((tmp_path / name).read_text() for name in ("operator.token", "ca.pem"))
     again = await start(empty, given(tmp_path), now())
-    assert (again.roots_pem, again.trust_domain) == (first.roots_pem, first.trust_domain)
+    assert ((tmp_path / "ca.pem").read_text(), again.trust_domain) == (roots, first.trust_domain)
     assert (tmp_path / "operator.token").read_text() == token
 
 
