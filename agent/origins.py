@@ -1,6 +1,7 @@
 """Where the origins of this site are now: clusters and DNS names that are followed as the snapshot needs them."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +21,8 @@ from agent.protocol.report import DiscoveryReport
 log = structlog.get_logger()
 
 _REMEMBERED = 20_000
+_PATIENCE_S = 5.0
+"""How long a cluster or a name server may take with its first answer before others stop waiting for it."""
 OWN = "in-cluster"
 """Key under which the node's own cluster is reported."""
 
@@ -55,6 +58,7 @@ class SiteOrigins:
     def __post_init__(self) -> None:
         self._names = FollowedNames(self.changed)
         self._asked: Mapping[str, float] = {}
+        self._asked_anew = time.monotonic()
         if self.own is not None:
             self._start(OWN, "", WatchedCluster(self.own, self.changed))
 
@@ -85,6 +89,7 @@ class SiteOrigins:
         self._start(item.id.key, item.hash, cluster)
 
     def _start(self, key: str, hash: str, cluster: WatchedCluster) -> None:
+        self._asked_anew = time.monotonic()
         self._clusters[key] = _Followed(cluster, asyncio.create_task(cluster.run(), name=f"cluster {key}"), hash)
 
     def _follow_names(self, snapshot: AgentSnapshot) -> None:
@@ -94,6 +99,8 @@ class SiteOrigins:
             for name in needed_names(origin, tables):
                 wanted[name] = float(origin.refresh_interval_s)
         if wanted != self._asked:
+            if wanted.keys() - self._asked.keys():
+                self._asked_anew = time.monotonic()
             self._asked = wanted
             self._names.follow(wanted)
 
@@ -112,8 +119,16 @@ class SiteOrigins:
     @property
     def complete(self) -> bool:
         """Whether every cluster was read, and every name resolved or refused, once since the start."""
-        clusters = all(it.cluster.table is not None for it in self._clusters.values())
-        return clusters and self._asked.keys() <= self._names.addresses.keys() | self._names.failures.keys()
+        return all(it.cluster.table is not None for it in self._clusters.values()) and self._names_answered()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was asked for anew has been answered, if only by a failure, or has had its time."""
+        clusters = all(it.cluster.table is not None or it.cluster.reason for it in self._clusters.values())
+        return (clusters and self._names_answered()) or time.monotonic() > self._asked_anew + _PATIENCE_S
+
+    def _names_answered(self) -> bool:
+        return self._asked.keys() <= self._names.addresses.keys() | self._names.failures.keys()
 
     @property
     def reports(self) -> tuple[DiscoveryReport, ...]:

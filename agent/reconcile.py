@@ -59,6 +59,10 @@ class Origins(Protocol):
     def complete(self) -> bool:
         """Whether every cluster was read once since the start."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether what the last `follow` asked for anew is known, or cannot be known soon."""
+
 
 class Peers(Protocol):
     def watch(self, sites: Iterable[str]) -> None: ...
@@ -139,9 +143,10 @@ class Reconciler:
         target = self._target(wanted)
         self.origins.follow(target)
         self.peers.watch(_called(target))
+        known = self.origins.settled
         accepted = await accept(self.good, target, self._attempt)
         self._take(accepted, wanted)
-        if await self.proxy.warming():
+        if not known or await self.proxy.warming():
             return _WARMING_S
         self._conclude(wanted, accepted)
         return self._next_retry()
@@ -203,7 +208,7 @@ class Reconciler:
         self.good = accepted.snapshot
 
     def _conclude(self, wanted: Wanted, accepted: Accepted) -> None:
-        """Nothing is warming: what Envoy accepted is in use."""
+        """Nothing is warming, and what new origins there are is known: what Envoy accepted is in use."""
         verdict = Verdict(
             applied_hash=None if accepted.fault else wanted.manifest.hash,
             applied_revision=wanted.revision,

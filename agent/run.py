@@ -21,14 +21,14 @@ from agent.control import ControlPlane, source_address
 from agent.discovery.kubeconfig import ClusterAccess, from_kubeconfig, in_cluster
 from agent.enrol import Applicant, Identity, enrol
 from agent.envoy.bootstrap import bootstrap
-from agent.envoy.inputs import Addresses, NodeIdentity
+from agent.envoy.inputs import Addresses, AgentSnapshot, NodeIdentity
 from agent.envoy.resources import Resources
 from agent.errors import Misconfigured, StorageFailed, Unreachable
 from agent.intake import Intake, restored
 from agent.origins import SiteOrigins
 from agent.peers import Exports, PeerServer, Probe
 from agent.protocol.enrolment import Credentials
-from agent.protocol.items import Gateway
+from agent.protocol.items import Gateway, ItemKind
 from agent.protocol.report import DiscoveryReport, OriginHealth, PeerHealth
 from agent.proxy import Proxy, ProxyState, find_envoy
 from agent.reconcile import Reconciler, Verdict
@@ -191,7 +191,7 @@ class Node:
         self._keeper = Keeper(self.directory, self._reconciler.to_save)
         self._reports = Reports(self._control, self, boot_id, self._metrics)
         self._heartbeats = Heartbeats(self._control, self, boot_id, VERSION, self._reports.resend)
-        exports = Exports(node, lambda: self._reconciler.good, lambda: self.verdict.applied_hash, self._usable)
+        exports = Exports(node, lambda: self._exported, lambda: self.verdict.applied_hash, self._usable)
         self._peer_server = PeerServer(run_dir / "peers.sock", exports.document)
 
     async def serve(self, stopping: "asyncio.Future[signal.Signals]") -> None:
@@ -262,11 +262,19 @@ class Node:
         fault = f"envoy refuses the node's own config: {self.verdict.fault}" if self.verdict.fault else None
         return tuple(text for text in (self._identity.warning, self._keeper.warning, skew, fault) if text)
 
+    @property
+    def _exported(self) -> AgentSnapshot:
+        """What peers may be told of: not what has no endpoints only because they are still being looked up."""
+        good = self._reconciler.good
+        if self._origins.settled:
+            return good
+        return good.without(export.id for export in good.by_kind[ItemKind.EXPORT] if not self._reconciler.endpoints_of(export.id.key))
+
     def _usable(self, pool: str) -> int:
-        """Endpoints of a pool that peers may count on: those that are there and that Envoy finds healthy."""
+        """Endpoints of a pool that peers may count on: those that are there and that Envoy finds healthy, as soon as it has any."""
         health = self._scrape.health.get(pool)
         known = len(self._reconciler.endpoints_of(pool))
-        return min(known, health.healthy) if health is not None else known
+        return min(known, health.healthy) if health is not None and health.total else known
 
     async def _advertise(self) -> NoReturn:
         """Keep `gateways` right: the node's address may change."""

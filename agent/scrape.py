@@ -93,7 +93,7 @@ class Scrape:
 
     def _see_itself(self) -> None:
         before = self.own.exports
-        exports = {pool: bucketed(health.healthy, before.get(pool, 0)) for pool, health in self.health.items()}
+        exports = {pool: bucketed(health.healthy, before.get(pool, 0)) for pool, health in self.health.items() if health.total}
         if exports != before:
             self.own = PeerView(reachable=True, exports=exports)
             self._changed()

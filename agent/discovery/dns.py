@@ -60,8 +60,11 @@ class FollowedNames:
             await asyncio.sleep(interval * random.uniform(0.9, 1.0))
 
     def _take(self, name: str, addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            self._fail(name, "it has no address that could be used")
+            return
         self.failures.pop(name, None)
-        if addresses and addresses != self.addresses.get(name):
+        if addresses != self.addresses.get(name):
             self.addresses[name] = addresses
             self._changed()
 

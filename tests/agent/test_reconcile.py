@@ -53,6 +53,7 @@ class FakeEnvoy:
 class FakeOrigins:
     found: dict[OriginId, tuple[Endpoint, ...]] = field(default_factory=dict)
     complete: bool = True
+    settled: bool = True
 
     def follow(self, snapshot: AgentSnapshot) -> None:
         pass
@@ -155,6 +156,19 @@ async def test_what_is_warming_is_not_applied_yet(node: Node) -> None:
         node.envoy.warming_clusters = 0
         await asyncio.sleep(0.5)
         assert node.reconciler.verdict.applied_hash == node.control.now.hash
+
+
+async def test_what_leads_to_origins_that_are_still_looked_up_is_not_applied_yet(node: Node) -> None:
+    node.origins.settled = False
+    async with node.running():
+        await node.pull()
+        await asyncio.sleep(3)
+        assert node.reconciler.verdict.applied_hash is None
+        node.origins.found = {OriginId("n/p", "o"): (Endpoint("10.1.0.1", 80),)}
+        node.origins.settled = True
+        await asyncio.sleep(1)
+        assert node.reconciler.verdict.applied_hash == node.control.now.hash
+        assert node.reconciler.endpoints_of("n/p") == {Endpoint("10.1.0.1", 80)}
 
 
 async def test_a_burst_of_changes_becomes_two_passes(node: Node) -> None:
