@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from agent.protocol.base import Message
-from agent.protocol.items import Gateway, ItemKind
+from agent.protocol.items import AnyKind, Gateway
 
 Count = Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)]
 """What JSON, Postgres and Prometheus all can hold, sums included."""
@@ -36,7 +36,7 @@ REPORT_PATH = "/api/agent/v1/report"
 class Rejection(Message):
     """An item that Envoy or the agent refused; the last good version of it stays in force."""
 
-    kind: ItemKind
+    kind: AnyKind
     key: ItemKey
     hash: Id
     reason: Text
@@ -60,6 +60,8 @@ class Heartbeat(Message):
     warnings: tuple[Text, ...] = Field((), max_length=MOST_WARNINGS)
     """In words: disk full, another node with this name, certificate about to expire …"""
     version: Word = ""
+    issuer: Id = ""
+    """Hex key identifier of the authority that signed the certificate in use."""
 
 
 class HeartbeatAnswer(Message):
@@ -68,6 +70,8 @@ class HeartbeatAnswer(Message):
     """The server's clock, Unix seconds."""
     resend: bool = False
     """The server has no report of this boot: send a full one."""
+    renew: bool = False
+    """The authority that signed the certificate in use is retiring: have it renewed now."""
 
 
 class ServicePort(Message):
