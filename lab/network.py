@@ -62,13 +62,19 @@ class Place:
 
     def listen(self, host: str, port: int = 0) -> socket.socket:
         """A listening socket; port 0 takes any that is free."""
-        return self.call(lambda: socket.create_server((host, port), backlog=512))
+        return _prompt(self.call(lambda: socket.create_server((host, port), backlog=512)))
 
     def socket(self) -> socket.socket:
         """A TCP socket that dials from here, non-blocking."""
-        made = self.call(socket.socket)
+        made = _prompt(self.call(socket.socket))
         made.setblocking(False)
         return made
+
+
+def _prompt(made: socket.socket) -> socket.socket:
+    """Without Nagle's delay, which asyncio does not switch off for sockets that it did not make. Accepted sockets inherit it."""
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
 
 
 @dataclass(frozen=True)
