@@ -113,6 +113,7 @@ class Reconciler:
         self._remembered = _remembered(self.start.endpoints)
         self._endpoints: Mapping[OriginId, tuple[Endpoint, ...]] = {}
         self._problems: tuple[Problem, ...] = ()
+        self._memoised = False
         self._wake = asyncio.Event()
         self._wake.set()
 
@@ -165,7 +166,7 @@ class Reconciler:
         return item.id.kind not in _RETRIED or time.monotonic() - known[1] < _RETRY_S
 
     async def _attempt(self, snapshot: AgentSnapshot) -> Trial:
-        resources = await asyncio.to_thread(render, snapshot, self._local(snapshot))
+        resources = await self._rendered(snapshot)
         trial, faults = Trial(), dict[str, None]()
         while True:
             outcome = await self.proxy.apply(resources)
@@ -180,6 +181,15 @@ class Reconciler:
             resources = _without(resources, blamed)
         self._problems = resources.problems
         return trial if trial.reason else Trial("; ".join(faults))
+
+    async def _rendered(self, snapshot: AgentSnapshot) -> Resources:
+        """The first time, while nothing is memoised, in a thread: that can take seconds. Later ones cost less than handing them over."""
+        local = self._local(snapshot)
+        if self._memoised:
+            return render(snapshot, local)
+        resources = await asyncio.to_thread(render, snapshot, local)
+        self._memoised = True
+        return resources
 
     def _local(self, snapshot: AgentSnapshot) -> LocalState:
         endpoints = self.origins.endpoints(snapshot)

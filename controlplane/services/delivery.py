@@ -302,9 +302,7 @@ class Delivery:
         if changes is None:
             raise NotFound(f"there is no tenant {cache.id}")
         if changes.revision > cache.view.revision:
-            view = await self._pure(advance, cache.view, changes)
-            peers_of = partial(_peers_of, dict(cache.published))
-            self._replace(cache, view, await self._pure(concerned, cache.view, view, changes, peers_of))
+            self._replace(cache, *await self._pure(_advanced, cache.view, changes, partial(_peers_of, dict(cache.published))))
             for node in changes.nodes:
                 _answer_with(cache.waiting.get(str(node.site_id), {}).get(node.id) if node.revoked_at else None, look=True)
 
@@ -333,6 +331,12 @@ class Delivery:
 
     async def _pure(self, function: Callable[..., V], *arguments: Any) -> V:
         return await asyncio.get_running_loop().run_in_executor(self._compiler, function, *arguments)
+
+
+def _advanced(view: View, changes: store.Changes, peers_of: Callable[[str], Iterable[str]]) -> tuple[View, frozenset[str]]:
+    """What holds after the changes, and which sites it concerns."""
+    new = advance(view, changes)
+    return new, concerned(view, new, changes, peers_of)
 
 
 def _compile(site_id: str, view: View) -> Snapshot:
