@@ -168,6 +168,16 @@ async def operator(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
+async def inside(app: FastAPI, operator: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
+    """An administrator of the operator's tenant, who is not the operator."""
+    body = {"name": f"c-{secrets.token_hex(6)}", "namespace": "system", "spec": {"type": "API_TOKEN"}, "expiration_days": 1}
+    answer = await operator.post("/api/web/namespaces/system/api_credentials", json=body)
+    assert answer.status_code == 200, answer.text
+    async with client_of(app, answer.json()["data"]) as client:
+        yield client
+
+
+@pytest.fixture
 async def anonymous(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(app, None) as client:
         yield client

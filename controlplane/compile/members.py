@@ -14,7 +14,7 @@ from controlplane.resources.virtual_site import VirtualSite
 
 SITES = "system"
 """The namespace that all sites are in."""
-_SITE_TYPE_LABEL = {"CUSTOMER_EDGE": "ves-io-ce"}
+_SITE_TYPE_LABEL = {"CUSTOMER_EDGE": "ves-io-ce", "REGIONAL_EDGE": "ves-io-re"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,6 +80,7 @@ def _site(site: Stored[Site], tenant: Tenant) -> CompiledItem:
         labels=dict(sorted(labels(site).items())),
         trust_domain=tenant.trust_domain,
         peer_anchor_pem=tenant.peer_anchor_pem,
+        edge_anchor_pem=tenant.edge_anchor_pem,
         control_plane_anchor_pem=tenant.control_plane_anchor_pem,
         tunnel_dead_timeout=site.spec.tunnel_dead_timeout or _DEAD_TIMEOUT_MS,
     )

@@ -1,19 +1,14 @@
-"""A place with nodes: a cluster, or a machine outside clusters. Its uid is the immutable id of the site."""
+"""A place with nodes: a cluster, a machine outside clusters, or an edge of the operator. Its uid is the immutable id of the site."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from controlplane.resources.base import Choice, Empty, Resource, Unless, Value, Whole
+from controlplane.resources.base import Choice, Empty, Flag, Name, Resource, Unless, Value, Whole
 from controlplane.resources.enumeration import Names
 from controlplane.resources.scalars import Ip, Text
 
-EDGES = "regional edges are not supported yet"
-
-SiteType = Annotated[
-    Literal["CUSTOMER_EDGE"],
-    Names("INVALID", "REGIONAL_EDGE", "CUSTOMER_EDGE", "NGINX_ONE", refused={"REGIONAL_EDGE": EDGES}),
-]
+SiteType = Annotated[Literal["REGIONAL_EDGE", "CUSTOMER_EDGE"], Names("INVALID", "REGIONAL_EDGE", "CUSTOMER_EDGE", "NGINX_ONE")]
 
 TunnelType = Annotated[
     Literal["SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL", "SITE_TO_SITE_TUNNEL_SSL"],
@@ -31,10 +26,19 @@ class Coordinates(Value):
     longitude: float = Field(0, ge=-180, le=180)
 
 
+class SpecificRe(Value):
+    primary_re: Name
+    """Name of a regional edge."""
+
+
 class ReSelect(Value):
-    choices = (Choice("re_selection_choice", ("geo_proximity",), default="geo_proximity", refused={"specific_re": EDGES}),)
+    """Every customer edge is connected to two regional edges; this says how they are chosen."""
+
+    choices = (Choice("re_selection_choice", ("geo_proximity", "specific_re"), default="geo_proximity"),)
 
     geo_proximity: Empty | None = None
+    specific_re: SpecificRe | None = None
+    """One of them is this one while it is healthy; the other is the nearest."""
 
 
 class Site(Resource):
@@ -88,3 +92,16 @@ class Site(Resource):
     tunnel_dead_timeout: Whole = Field(0, ge=0, le=180_000)
     """Milliseconds; 0 means 10,000."""
     re_select: ReSelect | None = None
+    drain: Flag = False
+    """Take traffic away without failing a request: from a regional edge, or from the services of a customer edge. Unlike in the F5 XC API."""
+
+    @property
+    def is_edge(self) -> bool:
+        """Whether it is a regional edge: run by the operator, shared by tenants."""
+        return self.site_type == "REGIONAL_EDGE"
+
+    @model_validator(mode="after")
+    def edges_are_not_connected_to_edges(self) -> Self:
+        if self.is_edge and self.re_select is not None:
+            raise ValueError("re_select is for customer edges: this is a regional edge")
+        return self

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.enrolment import Passport
 from controlplane.auth import Caller
-from controlplane.errors import Conflict, FieldError, Invalid, NotFound
+from controlplane.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
 from controlplane.pki import KeyRing
 from controlplane.resources.base import Labels, Unless, Value
 from controlplane.services import sites
@@ -51,10 +51,15 @@ class ApprovedPassport(Value):
     }
 
     cluster_name: str
-    cluster_type: Literal["ce"] = "ce"
+    cluster_type: Literal["ce", "re"] = "ce"
     cluster_size: int = Field(1, ge=0)
     latitude: float = Field(ge=-90, le=90)
     longitude: float = Field(ge=-180, le=180)
+
+
+def is_edge(registration: Registration) -> bool:
+    """Whether its node is to be one of a regional edge."""
+    return bool(registration.passport["cluster_type"] == "re")
 
 
 async def get(session: AsyncSession, caller: Caller, name: str) -> Registration:
@@ -97,6 +102,11 @@ async def approve(
     if passport.cluster_name != registration.site_name:
         description = f"should be {registration.site_name}, which the node asks for; start it with another site name to change that"
         raise Invalid(f"passport.cluster_name: {description}", [FieldError("passport.cluster_name", description)])
+    if passport.cluster_type != registration.passport["cluster_type"]:
+        description = f"should be {registration.passport['cluster_type']}"
+        raise Invalid(f"passport.cluster_type: {description}", [FieldError("passport.cluster_type", description)])
+    if is_edge(registration) and not caller.runs_edges:
+        raise Forbidden(f"{registration.site_name} is a regional edge: only the operator admits nodes to it")
     if registration.state == "RETIRED":
         raise Conflict(f"registration {name} is RETIRED: the node has to enrol again")
     if registration.state == "PENDING":

@@ -16,6 +16,7 @@ from controlplane.pki import KeyRing
 from controlplane.resources.base import Key, Metadata, Resource, Stored
 from controlplane.resources.registry import dump, parse, refs
 from controlplane.resources.selector import Selector
+from controlplane.resources.site import Site
 from controlplane.services import listening
 from controlplane.services.sealing import Sealed, seal
 from controlplane.store import audit, changes, nodes, registrations
@@ -45,6 +46,7 @@ async def create(
 ) -> StoredJson:
     """Raises `Invalid`, `NotFound` for the namespace, `AlreadyExists` and `ListenerTaken`."""
     wanted = parse(kind, body, namespace=namespace, tenant=caller.tenant)
+    _check_edge(caller, wanted.spec)
     moment = Moment(await changes.raise_revision(session, caller.tenant_id), now)
     await _check(session, caller, kind, wanted.metadata, wanted.spec)
     spec, sealed = await seal(session, caller.tenant_id, ring, wanted.spec, None)
@@ -77,6 +79,7 @@ async def replace(session: AsyncSession, caller: Caller, kind: str, key: Key, bo
     moment = Moment(await changes.raise_revision(session, caller.tenant_id), now)
     before = await get(session, caller, kind, key)
     _check_version(body.get("resource_version"), before.version)
+    _check_edge(caller, wanted.spec, parsed(before).spec)
     await _check(session, caller, kind, wanted.metadata, wanted.spec)
     spec, sealed = await seal(session, caller.tenant_id, ring, wanted.spec, parsed(before))
     written = changed(
@@ -133,6 +136,7 @@ async def delete(session: AsyncSession, caller: Caller, kind: str, key: Key, *, 
     """Refused while others refer to it (`StillReferred` lists them); but a site always can be: who refers to it shows `SiteGone`."""
     moment = Moment(await changes.raise_revision(session, caller.tenant_id), now)
     gone = await get(session, caller, kind, key)
+    _check_edge(caller, parsed(gone).spec)
     if kind == "site":
         await _close_site(session, caller, gone, moment)
     else:
@@ -195,6 +199,18 @@ async def _check(session: AsyncSession, caller: Caller, kind: str, metadata: Met
     if missing:
         details = [FieldError(ref.path, f"{ref.kind} {_name(ref.key)} does not exist") for ref in missing]
         raise Invalid(f"{details[0].field}: {details[0].description}", details)
+
+
+def _check_edge(caller: Caller, spec: Resource, before: Resource | None = None) -> None:
+    """Regional edges are the operator's, and a site is one for good or never."""
+    if not isinstance(spec, Site):
+        return
+    if isinstance(before, Site) and before.site_type != spec.site_type:
+        description = f"cannot become {spec.site_type}: delete the site, and create it anew"
+        raise Invalid(f"spec.site_type: {before.site_type} {description}", [FieldError("spec.site_type", description)])
+    if spec.is_edge and not caller.runs_edges:
+        description = "regional edges are made and changed by the operator, in the operator's tenant"
+        raise Forbidden(description, [FieldError("spec.site_type", description)])
 
 
 async def _check_namespace(session: AsyncSession, caller: Caller, namespace: str) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from agent.protocol.enrolment import Passport
 from controlplane.auth import Caller
 from controlplane.compile.members import labels
+from controlplane.errors import Forbidden
 from controlplane.pki import KeyRing
 from controlplane.resources.base import COMPUTED_LABELS, Key
 from controlplane.services import resources
@@ -41,6 +42,7 @@ async def ensure(
     """
     key = Key(NAMESPACE, name)
     site = await resource_store.get(session, caller.tenant_id, "site", key)
+    _check_type(name, site, passport)
     if site is None:
         body = {"metadata": {"name": name, **words}, "spec": _spec(passport)}
         return await resources.create(session, caller, "site", NAMESPACE, body, ring=ring, now=now)
@@ -53,6 +55,15 @@ async def ensure(
 
 def _spec(passport: Passport) -> dict[str, Any]:
     return {"coordinates": {"latitude": passport.latitude, "longitude": passport.longitude}}
+
+
+def _check_type(name: str, site: StoredJson | None, passport: Passport) -> None:
+    """A regional edge is there before its nodes, and admits those alone whom the operator let in as its nodes."""
+    wanted = passport.cluster_type == "re"
+    if wanted and site is None:
+        raise Forbidden(f"there is no regional edge {name}")
+    if site is not None and wanted != parsed(site).spec.is_edge:
+        raise Forbidden(f"site {name} is {'no' if wanted else 'a'} regional edge: the token is for another kind of site")
 
 
 async def decommission(session: AsyncSession, caller: Caller, name: str, *, now: datetime) -> StoredJson:

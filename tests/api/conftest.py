@@ -1,3 +1,3 @@
-from tests.backend import anonymous, app, database, fabric, operator, postgres, state_dir, stranger, user
+from tests.backend import anonymous, app, database, fabric, inside, operator, postgres, state_dir, stranger, user
 
-__all__ = ["anonymous", "app", "database", "fabric", "operator", "postgres", "state_dir", "stranger", "user"]
+__all__ = ["anonymous", "app", "database", "fabric", "inside", "operator", "postgres", "state_dir", "stranger", "user"]

@@ -52,11 +52,10 @@ class Node:
     boot_id: str = field(default_factory=lambda: uuid4().hex)
     sequence: int = 0
 
-    async def bootstrap(self, **infra: Any) -> str:
+    async def bootstrap(self, passport: Passport | None = None, **infra: Any) -> str:
         """Ask to be let in; gives the registration's state."""
-        spec = BootstrapSpec(
-            token=self.token, passport=Passport(cluster_name=self.site), infra=Infra(hostname=self.name, **infra), csr_pem=csr(self.key)
-        )
+        passport = passport or Passport(cluster_name=self.site)
+        spec = BootstrapSpec(token=self.token, passport=passport, infra=Infra(hostname=self.name, **infra), csr_pem=csr(self.key))
         answer = await self.control.bootstrap(BootstrapRequest(spec=spec))
         self.registration = answer.name
         return answer.state

@@ -31,7 +31,7 @@ RULE = "spec.rule_list.rules[0].spec"
 
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "an unknown field": ("site", {"adress": "x"}, "spec.adress", "is not a field of the API: did you mean address?"),
-    "a field of another kind": ("site", {"domains": []}, "spec.domains", "is not a field of the API"),
+    "a field of another kind": ("site", {"listen_port": []}, "spec.listen_port", "is not a field of the API"),
     "a missing choice": ("http_loadbalancer", {"domains": ["a"], "do_not_advertise": {}}, "spec.loadbalancer_type", NIL),
     "a missing list": ("http_loadbalancer", {"http": {}, "do_not_advertise": {}}, "spec.domains", NIL),
     "two of a choice": (
@@ -68,11 +68,11 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "a domain twice": ("http_loadbalancer", balancer(domains=["a.b", "A.b"]), "spec", "domains lists the same name twice"),
     "a domain with a port": ("http_loadbalancer", balancer(domains=["a:80"]), "spec.domains[0]", "should be a DNS name"),
     "an inner wildcard": ("http_loadbalancer", balancer(domains=["a.*.b"]), "spec.domains[0]", "should be a DNS name"),
-    "a regional edge": (
+    "edges for an edge": (
         "site",
-        {"site_type": "REGIONAL_EDGE"},
-        "spec.site_type",
-        "regional edges are not supported yet",
+        {"site_type": "REGIONAL_EDGE", "re_select": {"geo_proximity": {}}},
+        "spec",
+        "re_select is for customer edges: this is a regional edge",
     ),
     "IPsec alone": (
         "site",
@@ -80,12 +80,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "spec.tunnel_type",
         "tunnels are TLS: take SITE_TO_SITE_TUNNEL_SSL or SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
     ),
-    "an edge for a site": (
-        "site",
-        {"re_select": {"specific_re": {"primary_re": "x"}}},
-        "spec.re_select.specific_re",
-        "regional edges are not supported yet",
-    ),
+    "an edge without a name": ("site", {"re_select": {"specific_re": {}}}, "spec.re_select.specific_re.primary_re", NIL),
     "a bad selector": (
         "virtual_site",
         {"site_type": 2, "site_selector": {"expressions": ["a in b"]}},
