@@ -158,9 +158,12 @@ class NodeIdentity:
 
 
 def issue_node(authority: Authority, identity: NodeIdentity, key: ec.EllipticCurvePublicKey, now: datetime) -> x509.Certificate:
-    """A node's certificate, for both ends of a tunnel. Nothing of it comes from the CSR but the key."""
+    """A node's certificate, for both ends of a tunnel. Nothing of it comes from the CSR but the key.
+
+    Its common name is the site: whoever accepts a reverse tunnel compares the whole subject with the site that the tunnel claims to lead to.
+    """
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
-    return _leaf(authority, identity.node_id, names, _CLIENT_AND_SERVER, key, now, NODE_LIFE)
+    return _leaf(authority, identity.site_id, names, _CLIENT_AND_SERVER, key, now, NODE_LIFE)
 
 
 def issue_server(authority: Authority, names: Sequence[str], key: ec.EllipticCurvePublicKey, now: datetime) -> x509.Certificate:

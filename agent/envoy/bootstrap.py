@@ -9,6 +9,10 @@ MAX_CONNECTIONS = 50_000
 MAX_HEAP_BYTES = 2 * 1024**3
 MAX_REGEX_PROGRAM = 10_000
 """Twice what the control plane accepts by its estimate; Envoy's own default is 100."""
+DIALLED_TUNNELS = "dialled_tunnels"
+ACCEPTED_TUNNELS = "accepted_tunnels"
+"""Prefixes of statistics."""
+MAX_TUNNELS_PER_NODE = 256
 LATENCY_BUCKETS_MS = (0.5, 1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000)
 _KEPT_STATS = (
     {"prefix": f"{PREFIX}."},
@@ -22,6 +26,13 @@ _KEPT_STATS = (
     {"prefix": "control_plane."},
     {"prefix": "http.ingress."},
     {"prefix": "http.gateway."},
+    {"prefix": "http.relay."},
+    {"prefix": "cluster.edge|"},
+    {"prefix": "cluster.reverse|"},
+    {"prefix": f"{DIALLED_TUNNELS}."},
+    {"prefix": f"{ACCEPTED_TUNNELS}."},
+    {"prefix": "reverse_tunnel."},
+    {"contains": "downstream_cx_active"},
 )
 """A cluster has about a hundred others, which nobody reads."""
 
@@ -45,7 +56,8 @@ def bootstrap(
         },
         "static_resources": {"clusters": [_xds(f"{run_dir}/xds.sock")]},
         "bootstrap_extensions": [
-            _extension("envoy.bootstrap.internal_listener", "envoy.extensions.bootstrap.internal_listener.v3.InternalListener")
+            _extension("envoy.bootstrap.internal_listener", "envoy.extensions.bootstrap.internal_listener.v3.InternalListener"),
+            *_reverse_tunnels(),
         ],
         "layered_runtime": {"layers": [{"name": "limits", "static_layer": {"re2.max_program_size.error_level": MAX_REGEX_PROGRAM}}]},
         "overload_manager": _overload(max_connections, max_heap_bytes),
@@ -55,6 +67,30 @@ def bootstrap(
         },
         "stats_flush_interval": "2s",
     }
+
+
+def _reverse_tunnels() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both ends. Detailed statistics are the only ones there are: tunnels by host that was dialled, and by node that dialled."""
+    kind = "envoy.bootstrap.reverse_tunnel"
+    message = "envoy.extensions.bootstrap.reverse_tunnel"
+    return (
+        _extension(
+            f"{kind}.downstream_socket_interface",
+            f"{message}.downstream_socket_interface.v3.DownstreamReverseConnectionSocketInterface",
+            stat_prefix=DIALLED_TUNNELS,
+            enable_detailed_stats=True,
+            max_reconnect_backoff="2s",
+            maintain_interval="1s",
+        ),
+        _extension(
+            f"{kind}.upstream_socket_interface",
+            f"{message}.upstream_socket_interface.v3.UpstreamReverseConnectionSocketInterface",
+            stat_prefix=ACCEPTED_TUNNELS,
+            enable_detailed_stats=True,
+            enable_tenant_isolation=True,
+            max_connections_per_node=MAX_TUNNELS_PER_NODE,
+        ),
+    )
 
 
 def _xds(socket: str) -> dict[str, Any]:

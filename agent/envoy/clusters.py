@@ -190,7 +190,7 @@ def _origin_endpoint(pool: OriginPool, origin: Origin, endpoint: Endpoint, site_
 @lru_cache(CACHE)
 def remote_http(view: PoolView) -> tuple[Resource, Resource]:
     """Cluster and endpoints of the other sites that serve an HTTP pool: HTTP/2 inside one CONNECT stream per worker and site."""
-    return _remote_http_cluster(view.item), _remote_http_endpoints(view.item, view.remote or ())
+    return _remote_http_cluster(view.item), _remote_http_endpoints(view.item, view.remote or (), view.spare)
 
 
 @lru_cache(CACHE)
@@ -213,10 +213,11 @@ def _remote_http_cluster(item: Item) -> Resource:
     return resource(cluster, [item.id])
 
 
-def _remote_http_endpoints(item: Item, remote: tuple[tuple[str, int], ...]) -> Resource:
+def _remote_http_endpoints(item: Item, remote: tuple[tuple[str, int], ...], spare: tuple[tuple[str, int], ...]) -> Resource:
     name = names.remote(item.id.key)
     authority = names.export_authority("http", item.id.key)
     endpoints = [_site_locality(site, weight, authority) for site, weight in remote]
+    endpoints += [{**_site_locality(site, weight, authority), "priority": min(1, len(remote))} for site, weight in spare]
     return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [item.id])
 
 

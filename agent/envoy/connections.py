@@ -10,6 +10,8 @@ from envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutat
 from agent.envoy.messages import ADS, Fields, extension, header, milliseconds
 
 REQUEST_HEADERS_TIMEOUT_MS = 10_000
+HANDSHAKE_TIMEOUT_MS = 5_000
+_KEEPALIVE_MS = 5_000
 ENVOY_HEADERS = "x-envoy-"
 """Prefix of headers by which a client could steer timeouts and retries."""
 
@@ -24,6 +26,18 @@ def manager(*, http_filters: Sequence[Fields] = (), route_config_name: str, **fi
         **fields,
     )
     return extension("envoy.filters.network.http_connection_manager", message)
+
+
+def keepalive() -> Fields:
+    """Of HTTP/2, on the side that accepts."""
+    return {"interval": milliseconds(_KEEPALIVE_MS), "timeout": milliseconds(_KEEPALIVE_MS)}
+
+
+def connect_route(cluster: str, *, terminated: bool = True, **match: object) -> Fields:
+    """For CONNECT streams, which last as long as what they carry. `terminated`: their bytes go on, not the stream."""
+    upgrade = {"upgrade_type": "CONNECT", **({"connect_config": {}} if terminated else {})}
+    action = {"cluster": cluster, "timeout": milliseconds(0), "idle_timeout": milliseconds(0), "upgrade_configs": [upgrade]}
+    return {"match": {"connect_matcher": {}, **match}, "route": action}
 
 
 def early_mutations(*mutations: Fields) -> list[Fields]:

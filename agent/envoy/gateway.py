@@ -19,8 +19,9 @@ from envoy.extensions.filters.http.set_filter_state.v3.set_filter_state_pb2 impo
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from google.protobuf.any_pb2 import Any
 
-from agent.envoy import connections, names, tls
+from agent.envoy import connections, names, reverse, tls
 from agent.envoy.clusters import http2
+from agent.envoy.connections import connect_route
 from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
 from agent.envoy.messages import Fields, extension, header, milliseconds, number, packed, socket_address, state
 from agent.envoy.policy import Requests, Verdict, matcher, verdicts
@@ -29,11 +30,10 @@ from agent.envoy.predicates import Input, Predicate, any_of, begins, exactly, fi
 from agent.envoy.predicates import header as header_input
 from agent.envoy.resources import ROUTES, Part, Resource, assembled, part, resource
 from agent.envoy.tunnel import TUNNEL_BUFFER
-from agent.protocol.items import Export, ExportUse, OriginPool
+from agent.protocol.items import EDGES, Export, ExportUse, OriginPool
 from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEALTH_PATH
 
 RBAC_FILTER = "envoy.filters.http.rbac"
-_KEEPALIVE_MS = 5_000
 _RETRIES_HERE = 2
 _BROKEN_FLAGS = ("UC", "UR", "LR", "UPE")
 _UNREACHED_FLAGS = ("UF", "UH", "UO", "NC", "NR")
@@ -48,35 +48,67 @@ class ExportParts(NamedTuple):
 
 
 def listener(addresses: Addresses, scope: Scope) -> Resource:
-    """Takes CONNECT streams of peers."""
+    """Takes CONNECT streams of peers and, where the fabric has regional edges, handshakes of their reverse tunnels."""
+    reversed_: Fields = {}
+    chains = [_peers_chain(scope)]
+    if scope.edge_anchor_pem:
+        chains.insert(0, reverse.handshakes(scope.tenant_id, _peers_uri(scope), names.PEER_ANCHOR_SECRET))
+        reversed_ = {"listener_filters": [tls.inspector()]}
+    message = Listener(
+        name=names.GATEWAY,
+        address=socket_address(addresses.gateway_host, addresses.gateway_port),
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
+        filter_chains=chains,
+        **reversed_,
+    )
+    return resource(message, [])
+
+
+def relayed_listener(scope: Scope) -> Resource:
+    """Internal listener `relayed`: the same for sessions out of reverse tunnels, where regional edges may be the other end too."""
+    edges = _chain(names.tenant_uri(scope.trust_domain, EDGES), names.EDGE_ANCHOR_SECRET)
+    message = Listener(
+        name=names.RELAYED,
+        internal_listener={},
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
+        listener_filters=[tls.inspector()],
+        filter_chains=[{**edges, "filter_chain_match": {"server_names": [names.INGRESS_SERVER_NAME]}}, _peers_chain(scope)],
+    )
+    return resource(message, [])
+
+
+def _peers_uri(scope: Scope) -> str:
+    return names.tenant_uri(scope.trust_domain, scope.tenant_id)
+
+
+def _peers_chain(scope: Scope) -> Fields:
+    return _chain(_peers_uri(scope), names.PEER_ANCHOR_SECRET)
+
+
+def _chain(uri_prefix: str, anchor_secret: str) -> Fields:
+    return {
+        "filters": [_manager()],
+        "transport_socket": tls.from_node(uri_prefix, anchor_secret),
+        "transport_socket_connect_timeout": milliseconds(connections.HANDSHAKE_TIMEOUT_MS),
+    }
+
+
+def _manager() -> Fields:
     granted = SetFilterState(
         on_request_headers=[
             state(names.PEER_STATE, "%DOWNSTREAM_PEER_URI_SAN%", shared=True),
             state(names.EXPORT_STATE, "%REQ(:AUTHORITY)%", shared=True),
         ]
     )
-    manager = connections.manager(
+    return connections.manager(
         stat_prefix=names.GATEWAY,
         route_config_name=names.GATEWAY,
         codec_type="HTTP2",
-        http2_protocol_options=http2(connection_keepalive=_keepalive()),
+        http2_protocol_options=http2(connection_keepalive=connections.keepalive()),
         stream_idle_timeout=milliseconds(0),
         upgrade_configs=[{"upgrade_type": "CONNECT"}],
         http_filters=[_denied_by_default(), extension("envoy.filters.http.set_filter_state", granted)],
     )
-    message = Listener(
-        name=names.GATEWAY,
-        address=socket_address(addresses.gateway_host, addresses.gateway_port),
-        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
-        filter_chains=[
-            {"filters": [manager], "transport_socket": tls.from_peers(scope), "transport_socket_connect_timeout": milliseconds(5_000)}
-        ],
-    )
-    return resource(message, [])
-
-
-def _keepalive() -> Fields:
-    return {"interval": milliseconds(_KEEPALIVE_MS), "timeout": milliseconds(_KEEPALIVE_MS)}
 
 
 def _denied_by_default() -> Fields:
@@ -127,21 +159,24 @@ def peers_cluster(scope: Scope) -> Resource:
     return resource(Cluster(name=names.PEERS, type="STATIC", connect_timeout=milliseconds(1_000), load_assignment=assignment), [])
 
 
-def routes(parts: Sequence[tuple[ItemId, ExportParts]], peers: Sequence[Item], scope: Scope) -> tuple[Resource, Resource]:
-    """Route configurations of `gateway` and of `exports`."""
+def routes(
+    parts: Sequence[tuple[ItemId, ExportParts]], peers: Sequence[Item], edges: Iterable[str], scope: Scope
+) -> tuple[Resource, Resource]:
+    """Route configurations of `gateway` and of `exports`. `edges`: ids of regional edges that may use some export."""
     sources = [source for source, _ in parts]
-    documents = RouteConfiguration(name=names.GATEWAY, virtual_hosts=[_documents(tuple(peer.id.key for peer in peers), scope)])
+    asking = [_from_sites(peer_uri(), [peer.id.key for peer in peers], scope), _from_edges(peer_uri(), edges, scope)]
+    documents_ = RouteConfiguration(name=names.GATEWAY, virtual_hosts=[documents(rbac([(any_of(asking), "ALLOW")]))])
     exports = RouteConfiguration(name=names.EXPORTS, vhost_header=names.EXPORT_HEADER)
     return (
         assembled(
-            ROUTES, names.GATEWAY, [part(documents), *(found.gateway for _, found in parts)], [*sources, *(peer.id for peer in peers)]
+            ROUTES, names.GATEWAY, [part(documents_), *(found.gateway for _, found in parts)], [*sources, *(peer.id for peer in peers)]
         ),
         assembled(ROUTES, names.EXPORTS, [part(exports), *(found.exports for _, found in parts)], sources),
     )
 
 
-def _documents(peers: tuple[str, ...], scope: Scope) -> VirtualHost:
-    allowed = rbac([(_from_sites(peer_uri(), peers, scope), "ALLOW")])
+def documents(allowed: Any) -> VirtualHost:
+    """What this node says of itself; `allowed`: to whom, as the config of the RBAC filter."""
     who = [header(names.PEER_HEADER, "%DOWNSTREAM_PEER_URI_SAN%")]
     document = {"cluster": names.PEERS, "timeout": milliseconds(2_000)}
     return VirtualHost(
@@ -164,6 +199,10 @@ def _from_sites(input_: Input, sites: Iterable[str], scope: Scope) -> Predicate:
     return any_of(begins(input_, names.site_uri(scope.trust_domain, scope.tenant_id, site)) for site in sites)
 
 
+def _from_edges(input_: Input, edges: Iterable[str], scope: Scope) -> Predicate:
+    return any_of(begins(input_, names.edge_uri(scope.trust_domain, edge)) for edge in edges)
+
+
 @lru_cache(CACHE)
 def export(item: Item, pool: Item, policies: tuple[Item, ...], scope: Scope) -> ExportParts:
     """`policies`: all that the export's uses name; raises KeyError if one is missing."""
@@ -181,17 +220,11 @@ def _http_export(pool: str, uses: Sequence[ExportUse], scope: Scope) -> VirtualH
     """Whoever may use the export through any load balancer may open a stream to it; requests in it are judged one by one."""
     authority = names.export_authority("http", pool)
     peers = sorted({peer for use in uses for peer in use.peers})
-    allowed = rbac([(_from_sites(peer_uri(), peers, scope), "ALLOW")])
+    edges = sorted({edge for use in uses for edge in use.edges})
+    allowed = rbac([(any_of([_from_sites(peer_uri(), peers, scope), _from_edges(peer_uri(), edges, scope)]), "ALLOW")])
     return VirtualHost(
         name=authority, domains=[authority], typed_per_filter_config={RBAC_FILTER: allowed}, routes=[connect_route(names.EXPORTS)]
     )
-
-
-def connect_route(cluster: str, **match: object) -> Fields:
-    """For CONNECT streams, which last as long as what they carry."""
-    upgrade = {"upgrade_type": "CONNECT", "connect_config": {}}
-    action = {"cluster": cluster, "timeout": milliseconds(0), "idle_timeout": milliseconds(0), "upgrade_configs": [upgrade]}
-    return {"match": {"connect_matcher": {}, **match}, "route": action}
 
 
 def _tcp_export(pool: str, uses: Sequence[ExportUse], policies: dict[str, Item], scope: Scope) -> VirtualHost:
@@ -199,7 +232,7 @@ def _tcp_export(pool: str, uses: Sequence[ExportUse], policies: dict[str, Item],
     routes_ = [
         {
             **connect_route(names.pool(pool), headers=[_exact(names.LB_HEADER, use.load_balancer)]),
-            "typed_per_filter_config": {RBAC_FILTER: rbac(_use(use, policies, _tcp_requests(scope)))},
+            "typed_per_filter_config": {RBAC_FILTER: rbac(_use(use, policies, _tcp_requests(scope), _callers(use, peer_uri(), scope)))},
         }
         for use in uses
     ]
@@ -218,9 +251,13 @@ def _http_requests(scope: Scope) -> Requests:
     return Requests(lambda sites: _from_sites(filter_state(names.PEER_STATE), sites, scope), source_ip(), names.COPIED_HEADERS)
 
 
-def _use(use: ExportUse, policies: dict[str, Item], requests: Requests) -> list[Verdict]:
-    """Only the sites where the load balancer is advertised, and of their requests only what its policies allow."""
-    strangers = (negated(requests.from_sites(use.peers)), "DENY")
+def _callers(use: ExportUse, input_: Input, scope: Scope) -> Predicate:
+    return any_of([_from_sites(input_, use.peers, scope), _from_edges(input_, use.edges, scope)])
+
+
+def _use(use: ExportUse, policies: dict[str, Item], requests: Requests, callers: Predicate) -> list[Verdict]:
+    """Only the sites and edges where the load balancer is advertised, and of their requests only what its policies allow."""
+    strangers = (negated(callers), "DENY")
     if use.policies is None:
         return [strangers, (True, "ALLOW")]
     exempt = [(exactly(header_input(names.EXEMPT_HEADER), "1"), "ALLOW")] if use.exempt_routes else []
@@ -250,7 +287,7 @@ def _export_routes(pool: Item, use: ExportUse, policies: dict[str, Item], scope:
     """Two: ingress says with a header whether the origin wants to be called by its own name."""
     lb = _exact(names.LB_HEADER, use.load_balancer)
     own_name = {"name": names.ORIGIN_HOST_HEADER, "present_match": True}
-    decided = {RBAC_FILTER: rbac(_use(use, policies, _http_requests(scope)))}
+    decided = {RBAC_FILTER: rbac(_use(use, policies, _http_requests(scope), _callers(use, filter_state(names.PEER_STATE), scope)))}
     hashing = {"hash_policy": [{"header": {"header_name": names.HASH_HEADER}}]} if _hashes(body(pool, OriginPool)) else {}
     action = {"cluster": names.pool(pool.id.key), "timeout": milliseconds(0), **hashing}
     return [

@@ -171,9 +171,21 @@ class Scope:
     peer_anchor_pem: str
     trusted_ca_file: str
     run_dir: str
+    edge_anchor_pem: str = ""
+    regional: bool = False
+    """Whether the site is a regional edge."""
 
 
 @lru_cache(64)
 def scope_of(site: Item, run_dir: str, trusted_ca_file: str) -> Scope:
     about = body(site, Site)
-    return Scope(about.tenant_id, about.site_id, about.trust_domain, about.peer_anchor_pem, trusted_ca_file, run_dir)
+    return Scope(
+        about.tenant_id,
+        about.site_id,
+        about.trust_domain,
+        about.peer_anchor_pem,
+        trusted_ca_file,
+        run_dir,
+        about.edge_anchor_pem,
+        about.kind == "regional_edge",
+    )

@@ -1,11 +1,13 @@
 """Small parts of Envoy messages. Nested messages are written as dicts; protobuf checks them when the outer one is built."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
+
+M = TypeVar("M", bound=Message)
 
 Fields = dict[str, Any]
 """Of a nested message."""
@@ -82,6 +84,18 @@ def state(key: str, value: str, *, shared: bool = False) -> Fields:
         "skip_if_empty": True,
         **shared_fields,
     }
+
+
+def amended(message: M, fields: bytes) -> M:
+    """With fields, as they go over the wire, that our Envoy knows and the protobufs that we have do not."""
+    amended: M = type(message).FromString(serialized(message) + fields)
+    return amended
+
+
+def wired(field: int, value: str) -> bytes:
+    """A string in that field; field numbers below 16, at most 127 bytes."""
+    data = value.encode()
+    return bytes([field << 3 | 2, len(data)]) + data
 
 
 def struct(fields: dict[str, str]) -> Struct:

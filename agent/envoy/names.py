@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agent.envoy import messages
+from agent.protocol.items import EDGES
 
 Protocol = Literal["http", "tcp"]
 
@@ -14,12 +15,24 @@ EXPORTS = "exports"
 GATEWAY = "gateway"
 HERE = "here"
 """Internal listener and cluster: CONNECT streams to origins of this very site, which stands among others."""
+RELAY = "relay"
+"""Internal listener: the bytes of a session with another site in, one CONNECT stream with that site's id out."""
+DIRECT = "direct"
+"""Internal listener: the bytes of a session with another site in, a connection to its gateway out."""
+REVERSE = "reverse"
+"""Internal listener and cluster: CONNECT streams to sites that keep reverse tunnels to this node."""
+RELAYED = "relayed"
+"""Internal listener and cluster: this node's gateway, for sessions that come out of its reverse tunnels."""
 PROBE = "probe"
 PEERS = "peers"
 """Cluster of the agent's own server for peers."""
 
 NODE_SECRET = "node"  # noqa: S105  # a name
 PEER_ANCHOR_SECRET = "peer-anchor"  # noqa: S105  # a name
+EDGE_ANCHOR_SECRET = "edge-anchor"  # noqa: S105  # a name
+
+INGRESS_SERVER_NAME = "edges.isthmus"
+"""In a session that a regional edge opens to a site, for load balancers of its own: the filter chain whose only anchor is that of edges."""
 
 MARKER = "x-isthmus-failed"
 """On answers that a destination gives in place of an origin."""
@@ -72,15 +85,60 @@ def site(site_id: str) -> str:
     return f"site|{site_id}"
 
 
+def gateway(site_id: str) -> str:
+    """Cluster: gateways of another site that are known by name, where they are one of several ways to it."""
+    return f"gateway|{site_id}"
+
+
+def path(site_id: str, name: str) -> str:
+    """Cluster: another site by one way only, for probes."""
+    return f"path|{site_id}|{name}"
+
+
+def edge(site_id: str) -> str:
+    """Cluster: gateways of a regional edge."""
+    return f"edge|{site_id}"
+
+
+def tunnels(site_id: str) -> str:
+    """Listener of the reverse tunnels to a regional edge or peer, and the cluster through which it dials them."""
+    return f"tunnels|{site_id}"
+
+
+def reverse(tenant_id: str) -> str:
+    """Cluster: reverse tunnels that sites of the tenant keep to this node."""
+    return f"reverse|{tenant_id}"
+
+
+def anchor(tenant_id: str) -> str:
+    """Secret: the anchor of a tenant's nodes, on a regional edge."""
+    return f"anchor|{tenant_id}"
+
+
+def relay_server_name(tenant_id: str) -> str:
+    """SNI at a regional edge, and the routes behind it: CONNECT streams of the tenant's sites."""
+    return f"{tenant_id}.relay.isthmus"
+
+
+def tunnels_server_name(tenant_id: str) -> str:
+    """SNI at a gateway: handshakes of reverse tunnels of the tenant's sites."""
+    return f"{tenant_id}.tunnels.isthmus"
+
+
 def first_of(clusters: Sequence[str]) -> str:
     """Cluster: the first of these with a usable endpoint."""
     return clusters[0] if len(clusters) == 1 else ">".join(clusters)
 
 
 def export_authority(protocol: Protocol, pool_key: str) -> str:
-    """`:authority` of CONNECT streams to an export."""
-    namespace, name = pool_key.split("/")
+    """`:authority` of CONNECT streams to an export. On a regional edge the key begins with the tenant."""
+    namespace, name = own_key(pool_key).split("/")
     return f"{name}.{namespace}.{protocol}"
+
+
+def own_key(key: str) -> str:
+    """`namespace/name`, as the object's own tenant calls it."""
+    return "/".join(key.split("/")[-2:])
 
 
 def site_uri(trust_domain: str, tenant_id: str, site_id: str) -> str:
@@ -91,6 +149,11 @@ def site_uri(trust_domain: str, tenant_id: str, site_id: str) -> str:
 def tenant_uri(trust_domain: str, tenant_id: str) -> str:
     """What the URI SAN of every node of the tenant begins with."""
     return f"spiffe://{trust_domain}/tenant/{tenant_id}/site/"
+
+
+def edge_uri(trust_domain: str, site_id: str) -> str:
+    """What the URI SAN of every node of the regional edge begins with."""
+    return site_uri(trust_domain, EDGES, site_id)
 
 
 def metadata(field: str) -> str:

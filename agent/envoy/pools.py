@@ -24,6 +24,8 @@ class PoolView:
     """Endpoints of each origin that this site dials, in the pool's order; None when it dials none."""
     remote: tuple[tuple[str, int], ...] | None
     """Sites to use, with their healthy endpoints, sorted; None when no other site serves the pool."""
+    spare: tuple[tuple[str, int], ...] = ()
+    """Likewise those that drain: used when nothing else serves."""
 
     @property
     def key(self) -> str:
@@ -79,13 +81,21 @@ def _origins(item: Item, site_id: str) -> tuple[tuple[OriginId, ...], tuple[str,
     return here, tuple(sorted(elsewhere))
 
 
-def view(item: Item, scope: Scope, local: LocalState, dialable: frozenset[str]) -> PoolView:
-    """`dialable`: ids of the sites whose gateways this one may dial."""
+def dials(item: Item, site_id: str) -> bool:
+    """Whether the site itself dials some origin of the pool."""
+    return bool(_origins(item, site_id)[0])
+
+
+def view(item: Item, scope: Scope, local: LocalState, dialable: frozenset[str], draining: frozenset[str] = frozenset()) -> PoolView:
+    """`dialable`: ids of the sites that there are paths to, `draining` those of them that should not serve."""
     here, elsewhere = _origins(item, scope.site_id)
     reachable = [site for site in elsewhere if site in dialable]
     endpoints = tuple([local.endpoints.get(origin, ()) for origin in here]) if here else None
-    remote = tuple(_usable(item.id.key, reachable, local)) if reachable else None
-    return _view(item, scope, endpoints, remote)
+    usable = tuple(_usable(item.id.key, reachable, local)) if reachable else None
+    if usable is None or not draining:
+        return _view(item, scope, endpoints, usable)
+    spare = tuple([found for found in usable if found[0] in draining])
+    return _view(item, scope, endpoints, tuple([found for found in usable if found[0] not in draining]), spare)
 
 
 _view = lru_cache(CACHE)(PoolView)

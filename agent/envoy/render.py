@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from agent.envoy import clusters, gateway, names, tls, tunnel
 from agent.envoy.balancers import load_balancers, put_local
+from agent.envoy.edges import customer, regional
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, LocalState, body, scope_of
 from agent.envoy.pools import CACHE
 from agent.envoy.problems import Unrenderable
@@ -29,14 +30,20 @@ def render(snapshot: AgentSnapshot, local: LocalState) -> Resources:
 
 
 def _node(sources: Sources, site: Item, output: Output) -> None:
-    """What every node has, and a way to every peer."""
+    """What every node has, and the ways to every peer."""
     local, scope = sources.local, sources.scope
     output.put(*tls.node_secrets(local.node, scope, site.id))
-    output.put(tunnel.listener(), tunnel.probe_listener(scope), tunnel.probe_routes(sources.dialled))
-    output.put(gateway.listener(local.addresses, scope), gateway.exports_listener())
+    output.put(tunnel.listener(names.TUNNEL), tunnel.probe_listener(scope))
+    output.put(tunnel.probe_routes(sources.reached, sources.edges.values()))
+    output.put(gateway.exports_listener())
     output.put(gateway.peers_cluster(scope), clusters.internal(names.EXPORTS))
-    for peer in sources.dialled:
-        output.put(*tunnel.site(peer, scope))
+    for peer, paths in sources.reached:
+        output.put(*tunnel.site(peer, scope, paths))
+    if scope.regional:
+        regional(sources, output)
+    else:
+        output.put(gateway.listener(local.addresses, scope))
+        customer(sources, output)
 
 
 def _exports(sources: Sources, output: Output) -> None:
@@ -52,7 +59,13 @@ def _exports(sources: Sources, output: Output) -> None:
             output.problem(item.id, error)
             continue
         put_local(pool, sources, output)
-    output.put(*gateway.routes(parts, sources.peers, sources.scope))
+    edges = sorted({edge for item in sources.snapshot.by_kind[ItemKind.EXPORT] for edge in _edges_of(item)})
+    output.put(*gateway.routes(parts, sources.peers, edges, sources.scope))
+
+
+@lru_cache(CACHE)
+def _edges_of(item: Item) -> frozenset[str]:
+    return frozenset(edge for use in body(item, Export).uses for edge in use.edges)
 
 
 @lru_cache(CACHE)

@@ -156,7 +156,7 @@ def _identification(context: _Context) -> list[Fields]:
     """What a destination needs to know of the request."""
     terms = [_hash_value(policy) for policy in context.lb.hash_policies]
     hashed = [header(names.HASH_HEADER, "|".join(terms))] if terms else []
-    return [header(names.LB_HEADER, context.key), *hashed]
+    return [header(names.LB_HEADER, names.own_key(context.key)), *hashed]
 
 
 def _host_edits(context: _Context) -> Fields:

@@ -1,10 +1,10 @@
 """What the pieces of one config are made from."""
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 from agent.envoy.inputs import AgentSnapshot, Item, LocalState, Scope, body
-from agent.envoy.pools import CACHE, PoolView, bucket, view
+from agent.envoy.paths import paths
+from agent.envoy.pools import PoolView, bucket, dials, view
 from agent.envoy.problems import Unrenderable
 from agent.protocol.items import ItemKind, Peer
 
@@ -15,10 +15,16 @@ class Sources:
     def __init__(self, snapshot: AgentSnapshot, local: LocalState, scope: Scope) -> None:
         self.snapshot, self.local, self.scope = snapshot, local, scope
         self.peers = snapshot.by_kind[ItemKind.PEER]
-        self.dialled = tuple(item for item in self.peers if _dialable(item))
-        dialable = frozenset(item.id.key for item in self.dialled)
+        self.edges = snapshot.by_key[ItemKind.EDGE] if scope.edge_anchor_pem else {}
+        found = [(item, paths(item, self.edges, local.peers.get(item.id.key), scope)) for item in self.peers]
+        self.reached = tuple([(item, ways) for item, ways in found if ways])
+        """Peers that there are paths to."""
+        dialable = frozenset([item.id.key for item, _ in self.reached])
+        draining = frozenset([item.id.key for item, _ in self.reached if body(item, Peer).draining])
         pools = snapshot.by_kind[ItemKind.ORIGIN_POOL]
-        self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable) for item in pools}
+        if scope.regional:
+            pools = tuple([item for item in pools if not dials(item, scope.site_id)])
+        self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable, draining) for item in pools}
         self.policies = snapshot.by_key[ItemKind.POLICY]
 
     def policies_of(self, keys: tuple[str, ...]) -> tuple[Item, ...]:
@@ -40,9 +46,3 @@ class Sources:
         found = sum(map(len, pool.local or ()))
         itself = self.local.peers.get(self.scope.site_id)
         return bucket(found if itself is None else min(found, itself.exports.get(pool.key, found)))
-
-
-@lru_cache(CACHE)
-def _dialable(item: Item) -> bool:
-    peer = body(item, Peer)
-    return peer.direct and bool(peer.gateways)

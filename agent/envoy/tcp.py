@@ -22,7 +22,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from xds.type.matcher.v3.matcher_pb2 import Matcher
 
 from agent.envoy import access, clusters, connections, names
-from agent.envoy.gateway import connect_route
+from agent.envoy.connections import connect_route
 from agent.envoy.ingress import Bind, listener_message
 from agent.envoy.inputs import Item, ItemId, Scope, body
 from agent.envoy.messages import ADS, TYPE_PREFIX, Fields, extension, header, literal, milliseconds, number, packed
@@ -68,7 +68,7 @@ def branches(item: Item, pools: tuple[PoolView, ...], site_id: str, healthy: tup
 def _branch(lb: TcpLoadBalancer, weighted: WeightedPool, pool: PoolView, here: int, site_id: str) -> Branch:
     if not pool.crosses:
         return Branch(pool.key, weighted.weight, ((names.pool(pool.key), 1),) if here else (), tunnelled=False)
-    sites = dict(pool.remote or ()) | ({site_id: here} if here else {})
+    sites = (dict(pool.remote or ()) | ({site_id: here} if here else {})) or dict(pool.spare)
     chosen = _chosen(lb, pool, site_id, sites)
     clusters_ = tuple((names.HERE if site == site_id else names.site(site), sites[site]) for site in chosen)
     return Branch(pool.key, weighted.weight, clusters_, tunnelled=True)
@@ -150,7 +150,7 @@ def _tunneling(key: str, pool: str) -> Fields:
     client = header(names.CLIENT_HEADER, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")
     return {
         "hostname": names.export_authority("tcp", pool),
-        "headers_to_add": [header(names.LB_HEADER, literal(key)), client],
+        "headers_to_add": [header(names.LB_HEADER, literal(names.own_key(key))), client],
     }
 
 

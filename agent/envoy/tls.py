@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
 from envoy.extensions.transport_sockets.internal_upstream.v3.internal_upstream_pb2 import InternalUpstreamTransport
 from envoy.extensions.transport_sockets.raw_buffer.v3.raw_buffer_pb2 import RawBuffer
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
@@ -35,19 +36,23 @@ def secret(certificate: TlsCertificate, private_key: bytes, source: ItemId) -> R
 
 
 def node_secrets(node: NodeIdentity, scope: Scope, site: ItemId) -> tuple[Resource, ...]:
-    """The node's own certificate, and the anchor of its peers: the tenant's intermediate alone."""
+    """The node's own certificate, and the anchors of its peers and of regional edges: one intermediate each, alone."""
     pair = {
         "certificate_chain": {"inline_string": node.certificate_pem},
         "private_key": {"inline_string": node.private_key_pem},
     }
-    anchor = {"trusted_ca": {"inline_string": scope.peer_anchor_pem}}
+    anchors = {names.PEER_ANCHOR_SECRET: scope.peer_anchor_pem, names.EDGE_ANCHOR_SECRET: scope.edge_anchor_pem}
     return (
         resource(Secret(name=names.NODE_SECRET, tls_certificate=pair), []),
-        resource(Secret(name=names.PEER_ANCHOR_SECRET, validation_context=anchor), [site]),
+        *(anchor(name, pem, site) for name, pem in anchors.items() if pem),
     )
 
 
-def _peer_context(uri_prefix: str, alpn: Iterable[str]) -> Fields:
+def anchor(name: str, pem: str, source: ItemId) -> Resource:
+    return resource(Secret(name=name, validation_context={"trusted_ca": {"inline_string": pem}}), [source])
+
+
+def _peer_context(uri_prefix: str, anchor_secret: str, alpn: Iterable[str]) -> Fields:
     return {
         "tls_params": {"tls_minimum_protocol_version": CIPHERS_OF_PEERS, "tls_maximum_protocol_version": CIPHERS_OF_PEERS},
         "tls_certificate_sds_secret_configs": [_sds(names.NODE_SECRET)],
@@ -56,22 +61,27 @@ def _peer_context(uri_prefix: str, alpn: Iterable[str]) -> Fields:
             "default_validation_context": {
                 "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"prefix": uri_prefix}}],
             },
-            "validation_context_sds_secret_config": _sds(names.PEER_ANCHOR_SECRET),
+            "validation_context_sds_secret_config": _sds(anchor_secret),
         },
     }
 
 
-def to_site(scope: Scope, site_id: str) -> Fields:
-    """Transport socket for the gateways of a peer: they must prove to be that site."""
-    context = _peer_context(names.site_uri(scope.trust_domain, scope.tenant_id, site_id), ["h2"])
-    return extension("envoy.transport_sockets.tls", UpstreamTlsContext(common_tls_context=context))
+def to_node(uri_prefix: str, anchor_secret: str, *, alpn: Iterable[str] = ("h2",), server_name: str = "") -> Fields:
+    """Transport socket towards a node whose certificate says who it is: its URI begins like this, and the anchor signed it."""
+    context = _peer_context(uri_prefix, anchor_secret, alpn)
+    return extension("envoy.transport_sockets.tls", UpstreamTlsContext(common_tls_context=context, sni=server_name))
 
 
-def from_peers(scope: Scope) -> Fields:
-    """Transport socket of the gateway: clients must be nodes of the tenant."""
-    context = _peer_context(names.tenant_uri(scope.trust_domain, scope.tenant_id), ["h2"])
+def from_node(uri_prefix: str, anchor_secret: str, *, alpn: Iterable[str] = ("h2",)) -> Fields:
+    """Transport socket for clients whose certificate must say the same."""
+    context = _peer_context(uri_prefix, anchor_secret, alpn)
     socket = DownstreamTlsContext(common_tls_context=context, require_client_certificate=flag(True))
     return extension("envoy.transport_sockets.tls", socket)
+
+
+def inspector() -> Fields:
+    """Listener filter: reads the name that the client asks for, by which its filter chain is chosen."""
+    return extension("envoy.filters.listener.tls_inspector", TlsInspector())
 
 
 def server(tls: ServerTls) -> Fields:
@@ -111,8 +121,8 @@ def plaintext() -> Fields:
     return extension("envoy.transport_sockets.raw_buffer", RawBuffer())
 
 
-def internal() -> Fields:
-    """Transport socket for internal listeners: the host's metadata and shared filter state go along."""
+def internal(inside: Fields | None = None) -> Fields:
+    """Transport socket for internal listeners: the host's metadata and shared filter state go along. `inside`: what is spoken through it."""
     passed = [{"name": METADATA, "kind": {"host": {}}}]
-    socket = InternalUpstreamTransport(passthrough_metadata=passed, transport_socket=plaintext())
+    socket = InternalUpstreamTransport(passthrough_metadata=passed, transport_socket=inside or plaintext())
     return extension("envoy.transport_sockets.internal_upstream", socket)

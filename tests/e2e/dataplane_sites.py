@@ -20,6 +20,7 @@ from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId,
 from agent.envoy.render import render
 from agent.protocol.base import Body, content_hash
 from agent.protocol.items import (
+    EDGES,
     Export,
     ExportUse,
     Forward,
@@ -44,11 +45,13 @@ from controlplane import pki
 
 TENANT = "0a000000-0000-4000-8000-000000000001"
 TRUST_DOMAIN = "fabric.test"
+WORKERS = 2
+"""Of each Envoy."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """One tenant's authority."""
+    """The authority of one tenant, or of regional edges."""
 
     tenant_id: str
     authority: pki.Authority
@@ -61,6 +64,10 @@ class Trust:
     def create(cls, tenant_id: str = TENANT, root: pki.Authority | None = None) -> "Trust":
         root = root or pki.create_root(TRUST_DOMAIN, cls.now())
         return cls(tenant_id, pki.create_tenant_authority(root, tenant_id, TRUST_DOMAIN, cls.now()))
+
+    @classmethod
+    def of_edges(cls, root: pki.Authority) -> "Trust":
+        return cls(EDGES, pki.create_edges_authority(root, TRUST_DOMAIN, cls.now()))
 
     def node(self, site_id: str, site_name: str) -> NodeIdentity:
         key = pki.create_key()
@@ -164,21 +171,21 @@ class LiveSite:
 
 @asynccontextmanager
 async def live_site(
-    name: str, number: int, trust: Trust, *, host: str | None = None, log_level: str = "warning"
+    name: str, number: int, trust: Trust, *, edges: Trust | None = None, host: str | None = None, log_level: str = "warning"
 ) -> AsyncIterator[LiveSite]:
-    """`number` gives the site an id and a loopback address of its own."""
+    """`number` gives the site an id and a loopback address of its own. With `trust` of edges it is one."""
     host = host or f"127.{60 + number}.0.1"
     site_id = f"{number:08d}-0000-4000-8000-000000000000"
     run_dir = Path(tempfile.mkdtemp(prefix="isth-"))
     node = trust.node(site_id, name)
-    gateway = Gateway(node_id=node.node_id, host=host, port=free_port(host))
+    gateway = Gateway(node_id=node.node_id, host=host, port=free_port(host), workers=WORKERS)
     addresses = Addresses(gateway_host=host, gateway_port=gateway.port, inside=host, outside=host)
     local = LocalState(node=node, addresses=addresses, run_dir=str(run_dir))
     connected = asyncio.Event()
     xds = XdsServer(run_dir / "xds.sock", connected.set)
     await xds.start()
     log = run_dir / "envoy.log"
-    proxy = Proxy(find_envoy(None), run_dir, log, bootstrap(node, str(run_dir)), concurrency=2, log_level=log_level, drain_s=0)
+    proxy = Proxy(find_envoy(None), run_dir, log, bootstrap(node, str(run_dir)), concurrency=WORKERS, log_level=log_level, drain_s=0)
     running = asyncio.create_task(proxy.run())
     site = LiveSite(name, site_id, host, trust, run_dir, xds, proxy, local, gateway)
     site.knows(
@@ -190,8 +197,10 @@ async def live_site(
                 tenant="acme",
                 site_id=site_id,
                 name=name,
+                kind="regional_edge" if trust.tenant_id == EDGES else "customer_edge",
                 trust_domain=TRUST_DOMAIN,
-                peer_anchor_pem=trust.authority.certificate_pem,
+                peer_anchor_pem="" if trust.tenant_id == EDGES else trust.authority.certificate_pem,
+                edge_anchor_pem=edges.authority.certificate_pem if edges else "",
             ),
         )
     )

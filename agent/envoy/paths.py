@@ -1,0 +1,53 @@
+"""The paths to a peer: its gateways, tunnels that it keeps to this node, and regional edges at which it keeps some."""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from agent.envoy import names
+from agent.envoy.inputs import Item, PeerView, Scope, body
+from agent.envoy.pools import CACHE
+from agent.protocol.items import Edge, Peer
+
+DIRECT = "direct"
+REVERSE = "reverse"
+
+
+class Way(NamedTuple):
+    """A path that there is, usable or not."""
+
+    path: str
+    """`direct`, `reverse` or an edge's id."""
+    through: str
+    """The cluster on which the relay opens a stream to the peer; empty for `direct`."""
+
+
+class Path(NamedTuple):
+    way: Way
+    usable: bool
+
+
+def paths(peer: Item, edges: Mapping[str, Item], view: PeerView | None, scope: Scope) -> tuple[Path, ...]:
+    """In order of preference; none if the peer cannot be reached."""
+    about = body(peer, Peer)
+    ways = _ways(peer, tuple([edges[edge] for edge in about.edges if edge in edges]), scope)
+    judged = {} if view is None else view.paths
+    return tuple([Path(way, judged.get(way.path, way.path != REVERSE or not about.gateways)) for way in ways])
+
+
+@lru_cache(CACHE)
+def _ways(peer: Item, edges: tuple[Item, ...], scope: Scope) -> tuple[Way, ...]:
+    if scope.regional:
+        return (Way(scope.site_id, names.REVERSE),)
+    about = body(peer, Peer)
+    found = [Way(DIRECT, "")] if about.direct and about.gateways else []
+    if about.direct and scope.edge_anchor_pem:
+        found.append(Way(REVERSE, names.REVERSE))
+    return (*found, *_over(edges))
+
+
+def _over(edges: Iterable[Item]) -> Iterable[Way]:
+    known = [body(edge, Edge) for edge in edges]
+    for edge in sorted(known, key=lambda edge: edge.draining):
+        if edge.gateways:
+            yield Way(edge.site_id, names.edge(edge.site_id))
