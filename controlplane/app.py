@@ -13,7 +13,7 @@ import limits
 import structlog
 from fastapi import FastAPI
 
-from controlplane.api import agent, config, data, description, discovery, errors, health, operator, register, status, web
+from controlplane.api import agent, authorities, config, data, description, discovery, errors, health, operator, register, status, web
 from controlplane.api.deps import Limits, Services
 from controlplane.api.middleware import Observe
 from controlplane.loops import heartbeats as heartbeat_loop
@@ -48,6 +48,7 @@ def create_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] 
         register.router,
         agent.router,
         operator.router,
+        authorities.router,
         web.router,
         status.router(),
         config.router(),

@@ -37,6 +37,11 @@ class Caller:
     """None for who has no API token: a node that enrols."""
 
     @property
+    def creator_class(self) -> str:
+        """What sort of caller makes something: `operator`, `credential`, or a registration `token`."""
+        return "operator" if self.operator else "credential" if self.credential_id else "token"
+
+    @property
     def runs_edges(self) -> bool:
         """Whether they may make and change regional edges."""
         return self.operator and self.tenant == OPERATOR_TENANT

@@ -11,6 +11,7 @@
     + StillReferred
     + ListenerTaken
     + NotAdmitted
+    + StillTrusted
   - TooManyRequests
   - Unavailable        the same request may succeed later
 """
@@ -81,6 +82,10 @@ class ListenerTaken(Conflict):
 
 class NotAdmitted(Conflict):
     """The registration waits for approval; ask again."""
+
+
+class StillTrusted(Conflict):
+    """The step of a rotation would leave somebody behind; its details name them."""
 
 
 class TooManyRequests(ControlPlaneError):

@@ -109,7 +109,12 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def fabric(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Fabric:
     """After its first start."""
-    given = Given(tmp_path_factory.mktemp("state"), ring=None, trust_domain="", operator_token=OPERATOR_TOKEN)
+    return founded(postgres, tmp_path_factory.mktemp("state"))
+
+
+def founded(postgres: Postgres, state_dir: Path) -> Fabric:
+    """A first start."""
+    given = Given(state_dir, ring=None, trust_domain="", operator_token=OPERATOR_TOKEN)
 
     async def first_start() -> Fabric:
         database = Database(postgres.app_url)

@@ -230,6 +230,8 @@ def _system_metadata(caller: Caller, found: StoredJson) -> Json:
         "tenant": caller.tenant,
         "creation_timestamp": found.created_at.isoformat(),
         "modification_timestamp": found.modified_at.isoformat(),
+        "creator_id": found.creator_id,
+        "creator_class": found.creator_class,
         "deletion_timestamp": None,
         "finalizers": [],
         "initializers": None,

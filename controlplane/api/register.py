@@ -140,7 +140,8 @@ async def set_token_state(name: NameInPath, body: JsonBody, caller: CurrentCalle
 def _token(caller: Caller, token: Token, now: datetime) -> Json:
     spec = tokens.spec_json(token)
     told = {"state": tokens.state(token, now), "uses": token.uses, "expiration_timestamp": token.expires_at.isoformat()}
-    return {"metadata": token.meta, "system_metadata": _system_metadata(caller, token.id, token.created_at), "spec": spec | told}
+    creator = {"creator_id": token.creator_id, "creator_class": token.creator_class}
+    return {"metadata": token.meta, "system_metadata": _system_metadata(caller, token.id, token.created_at, creator), "spec": spec | told}
 
 
 # Registrations
@@ -271,10 +272,11 @@ def _registration_metadata(registration: Registration) -> Json:
 
 
 def _registration(caller: Caller, registration: Registration) -> Json:
+    creator = {"creator_id": str(registration.token_id), "creator_class": "token"}
     status = {"current_state": registration.state, "state_update_timestamp": registration.state_at.isoformat()}
     return {
         "metadata": _registration_metadata(registration),
-        "system_metadata": _system_metadata(caller, registration.uid, registration.created_at),
+        "system_metadata": _system_metadata(caller, registration.uid, registration.created_at, creator),
         "spec": {
             "passport": registration.passport,
             "infra": registration.infra,
@@ -325,5 +327,6 @@ def _item(caller: Caller, metadata: Json, uid: UUID) -> Json:
     }
 
 
-def _system_metadata(caller: Caller, uid: UUID, created_at: datetime) -> Json:
-    return {"uid": str(uid), "tenant": caller.tenant, "creation_timestamp": created_at.isoformat(), "modification_timestamp": None}
+def _system_metadata(caller: Caller, uid: UUID, created_at: datetime, creator: Json) -> Json:
+    told = {"uid": str(uid), "tenant": caller.tenant, "creation_timestamp": created_at.isoformat(), "modification_timestamp": None}
+    return told | creator

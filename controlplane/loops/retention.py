@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.services.delivery import RELOADED_AFTER_S
-from controlplane.store import registrations, telemetry, tenants, tokens
+from controlplane.store import nodes, registrations, telemetry, tenants, tokens
 from controlplane.store.session import Database
 
 log = structlog.get_logger()
@@ -63,4 +63,5 @@ async def _forget_of_tenant(session: AsyncSession, tenant_id: UUID, now: datetim
     await tokens.forget_ended(session, tenant_id, now - KEEP_ENDED)
     await registrations.retire_pending(session, tenant_id, now - KEEP_PENDING, now)
     await registrations.forget_retired(session, tenant_id, now - KEEP_ENDED)
+    await nodes.forget_revoked(session, tenant_id, now - KEEP_ENDED)
     await telemetry.forget_gone(session, tenant_id)

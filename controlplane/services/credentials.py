@@ -9,8 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from controlplane.auth import Caller, new_token, token_hash
 from controlplane.errors import AlreadyExists, Forbidden, Invalid, NotFound, Unauthenticated
-from controlplane.store import audit, tenants
+from controlplane.services import auditing
 from controlplane.store import credentials as store
+from controlplane.store import tenants
 from controlplane.store.credentials import Credential
 
 DEFAULT_LIFE_DAYS = 90
@@ -123,16 +124,8 @@ def _expiry(days: int | None, now: datetime) -> datetime:
 
 
 async def _record(session: AsyncSession, caller: Caller, credential: Credential, verb: str, now: datetime) -> None:
-    record = audit.AuditRecord(
-        at=now,
-        credential=caller.credential,
-        operator=caller.operator,
-        rpc=f"ves.io.schema.api_credential.CustomAPI.{verb}",
-        namespace=credential.namespace,
-        name=credential.name,
-        uid=credential.id,
-    )
-    await audit.add(session, caller.tenant_id, record)
+    namespace, name, uid = credential.namespace, credential.name, credential.id
+    await auditing.record(session, caller, f"api_credential.CustomAPI.{verb}", now, namespace=namespace, name=name, uid=uid)
 
 
 def _kind(service: bool) -> str:

@@ -68,6 +68,7 @@ def line(record: AuditRecord, tenant: str) -> str:
         "tenant": tenant,
         "namespace": record.namespace,
         "user": record.credential,
+        "credential_id": str(record.credential_id) if record.credential_id else None,
         "operator": record.operator,
         "rpc": record.rpc,
         "name": record.name,

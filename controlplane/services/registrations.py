@@ -13,10 +13,9 @@ from controlplane.auth import Caller
 from controlplane.errors import Conflict, FieldError, Forbidden, Invalid, NotFound
 from controlplane.pki import KeyRing
 from controlplane.resources.base import Labels, Unless, Value
-from controlplane.services import sites
-from controlplane.store import audit, nodes, tokens
+from controlplane.services import auditing, sites
+from controlplane.store import nodes, tokens
 from controlplane.store import registrations as store
-from controlplane.store.audit import AuditRecord
 from controlplane.store.changes import raise_revision
 from controlplane.store.registrations import Registration
 
@@ -182,14 +181,5 @@ async def _locked(session: AsyncSession, caller: Caller, name: str) -> Registrat
 
 async def _record(session: AsyncSession, caller: Caller, rpc: str, registration: Registration, now: datetime) -> None:
     shown: dict[str, Any] = {"state": registration.state, "passport": registration.passport, "labels": registration.labels}
-    record = AuditRecord(
-        at=now,
-        credential=caller.credential,
-        operator=caller.operator,
-        rpc=f"ves.io.schema.registration.{rpc}",
-        namespace=NAMESPACE,
-        name=registration.name,
-        uid=registration.uid,
-        object=shown,
-    )
-    await audit.add(session, caller.tenant_id, record)
+    name, uid = registration.name, registration.uid
+    await auditing.record(session, caller, f"registration.{rpc}", now, namespace=NAMESPACE, name=name, uid=uid, shown=shown)

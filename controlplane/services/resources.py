@@ -17,9 +17,9 @@ from controlplane.resources.base import Key, Metadata, Resource, Stored
 from controlplane.resources.registry import dump, parse, refs
 from controlplane.resources.selector import Selector
 from controlplane.resources.site import Site
-from controlplane.services import listening
+from controlplane.services import auditing, listening
 from controlplane.services.sealing import Sealed, seal
-from controlplane.store import audit, changes, nodes, registrations
+from controlplane.store import changes, nodes, registrations
 from controlplane.store import refs as ref_store
 from controlplane.store import resources as store
 from controlplane.store import secrets as secret_store
@@ -62,6 +62,8 @@ async def create(
         created_revision=moment.revision,
         created_at=now,
         modified_at=now,
+        creator_id=caller.credential,
+        creator_class=caller.creator_class,
     )
     if not await store.create(session, caller.tenant_id, written):
         raise AlreadyExists(f"{kind} {written.key} exists already")
@@ -238,18 +240,17 @@ def _check_version(given: object, actual: int) -> None:
 
 
 async def _record(session: AsyncSession, caller: Caller, verb: str, json: StoredJson, moment: Moment, *, shown: bool) -> None:
-    record = audit.AuditRecord(
-        at=moment.now,
-        credential=caller.credential,
-        operator=caller.operator,
-        rpc=f"ves.io.schema.{json.kind}.API.{verb}",
+    await auditing.record(
+        session,
+        caller,
+        f"{json.kind}.API.{verb}",
+        moment.now,
         namespace=json.namespace,
         name=json.name,
         uid=json.uid,
         revision=moment.revision,
-        object={"metadata": json.meta, "spec": json.spec} if shown else None,
+        shown={"metadata": json.meta, "spec": json.spec} if shown else None,
     )
-    await audit.add(session, caller.tenant_id, record)
 
 
 def _labels(json: StoredJson) -> Mapping[str, str]:

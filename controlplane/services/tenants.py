@@ -1,5 +1,6 @@
 """Tenants: for the operator, and the first one."""
 
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID, uuid4
 
@@ -9,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from controlplane.auth import OPERATOR_TENANT, Caller
 from controlplane.errors import AlreadyExists, Conflict, Forbidden, NotFound
 from controlplane.resources.base import Metadata
-from controlplane.services import credentials
+from controlplane.services import auditing, credentials
 from controlplane.services.authorities import Fabric, create_tenant_authority
 from controlplane.services.resources import BUILT_IN_NAMESPACES
-from controlplane.store import audit, changes
+from controlplane.store import changes
 from controlplane.store import resources as resource_store
 from controlplane.store import tenants as store
 from controlplane.store.changes import StoredJson
@@ -27,11 +28,11 @@ FIRST_CREDENTIAL = "admin"
 async def create(session: AsyncSession, fabric: Fabric, caller: Caller, name: str, now: datetime) -> tuple[UUID, str]:
     """Its id, and an API token for its first administrator, which is not kept. Raises `AlreadyExists`."""
     tenant_id = await found(session, fabric, name, now)
-    inside = Caller(tenant_id, name, operator=True, credential=caller.credential)
+    inside = replace(caller, tenant_id=tenant_id, tenant=name)
     _, token = await credentials.create(
         session, inside, FIRST_CREDENTIAL, namespace="system", type="API_TOKEN", service=False, days=None, now=now
     )
-    await _record(session, caller, inside, "Create", now)
+    await auditing.record(session, inside, "tenant.API.Create", now, namespace="", name=name)
     return tenant_id, token
 
 
@@ -72,7 +73,7 @@ async def delete(session: AsyncSession, caller: Caller, tenant: TenantRecord, no
         raise Conflict(f"tenant {tenant.name} still has sites: decommission them first")
     await store.remove(session, tenant.id)
     await enter(session, caller.tenant_id)
-    await _record(session, caller, Caller(caller.tenant_id, tenant.name, operator=True, credential=caller.credential), "Delete", now)
+    await auditing.record(session, caller, "tenant.API.Delete", now, namespace="", name=tenant.name)
 
 
 def _namespace(name: str, revision: int, now: datetime) -> StoredJson:
@@ -88,12 +89,5 @@ def _namespace(name: str, revision: int, now: datetime) -> StoredJson:
         created_revision=revision,
         created_at=now,
         modified_at=now,
+        creator_class="system",
     )
-
-
-async def _record(session: AsyncSession, caller: Caller, where: Caller, verb: str, now: datetime) -> None:
-    """In the log of the tenant that `where` is in."""
-    record = audit.AuditRecord(
-        at=now, credential=caller.credential, operator=True, rpc=f"ves.io.schema.tenant.API.{verb}", namespace="", name=where.tenant
-    )
-    await audit.add(session, where.tenant_id, record)

@@ -18,10 +18,10 @@ from controlplane.resources.base import Flag, Key, Metadata, Name, Value, Whole
 from controlplane.resources.enumeration import Names
 from controlplane.resources.envelope import read, read_envelope, refuse_all
 from controlplane.resources.normal import NIL, Reading
+from controlplane.services import auditing
 from controlplane.services.authorities import Fabric, ca_pin
-from controlplane.store import audit, resources
+from controlplane.store import resources
 from controlplane.store import tokens as store
-from controlplane.store.audit import AuditRecord
 from controlplane.store.tokens import Token
 
 NAMESPACE = "system"
@@ -67,6 +67,8 @@ async def create(
         created_at=now,
         expires_at=now + life,
         edge=edge,
+        creator_id=caller.credential,
+        creator_class=caller.creator_class,
     )
     try:
         async with session.begin_nested():
@@ -191,13 +193,5 @@ def _signed(token: Token, tenant_id: UUID, fabric: Fabric, entrance: Entrance, p
 
 
 async def _record(session: AsyncSession, caller: Caller, rpc: str, token: Token, now: datetime) -> None:
-    record = AuditRecord(
-        at=now,
-        credential=caller.credential,
-        operator=caller.operator,
-        rpc=f"ves.io.schema.token.{rpc}",
-        namespace=NAMESPACE,
-        name=token.name,
-        object={"metadata": token.meta, "spec": spec_json(token)},
-    )
-    await audit.add(session, caller.tenant_id, record)
+    shown = {"metadata": token.meta, "spec": spec_json(token)}
+    await auditing.record(session, caller, f"token.{rpc}", now, namespace=NAMESPACE, name=token.name, uid=token.id, shown=shown)

@@ -17,6 +17,7 @@ from controlplane.store.tables import AuditRow
 class AuditRecord:
     at: datetime
     credential: str
+    """Its name, which another one may have had before."""
     operator: bool
     rpc: str
     """As in F5 XC, e.g. `ves.io.schema.origin_pool.API.Create`."""
@@ -26,6 +27,8 @@ class AuditRecord:
     revision: int | None = None
     object: dict[str, Any] | None = None
     """The object after the change, without its secrets."""
+    credential_id: UUID | None = None
+    """None: a registration token."""
 
 
 async def add(session: AsyncSession, tenant_id: UUID, record: AuditRecord) -> None:

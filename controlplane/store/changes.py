@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from controlplane.resources.base import Key
 from controlplane.store.nodes import Node
 from controlplane.store.session import INTENT_CHANNEL, STATUS_CHANNEL, Database
-from controlplane.store.tables import Json
+from controlplane.store.tables import Json, TenantRow
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class StoredJson:
     created_revision: int
     created_at: datetime
     modified_at: datetime
+    creator_id: str = ""
+    """Name of the credential that made it."""
+    creator_class: str = ""
 
     @property
     def key(self) -> Key:
@@ -122,6 +125,8 @@ def _written(row: Json) -> StoredJson:
         created_revision=row["created_revision"],
         created_at=datetime.fromisoformat(row["created_at"]),
         modified_at=datetime.fromisoformat(row["modified_at"]),
+        creator_id=row["creator_id"],
+        creator_class=row["creator_class"],
     )
 
 
@@ -170,6 +175,11 @@ async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID) -> int:
     """As `raise_revision`: what sites of the tenant trust changes in this transaction."""
     revision: int = (await session.execute(_ANCHORS, {"tenant_id": tenant_id, "channel": INTENT_CHANNEL})).scalar_one()
     return revision
+
+
+async def anchors_revision(session: AsyncSession, tenant_id: UUID) -> int:
+    """At which what sites of the tenant trust last changed."""
+    return await session.scalar(select(TenantRow.anchors_revision).where(TenantRow.id == tenant_id)) or 0
 
 
 async def announce_status(session: AsyncSession, tenant_id: UUID) -> None:

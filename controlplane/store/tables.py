@@ -97,12 +97,14 @@ class ResourceRow(OfTenant, Base):
     created_revision: Mapped[int]
     created_at: Mapped[datetime]
     modified_at: Mapped[datetime]
+    creator_id: Mapped[str] = mapped_column(server_default=text("''"))
+    creator_class: Mapped[str] = mapped_column(server_default=text("''"))
     meta: Mapped[Json] = mapped_column("metadata")
     spec: Mapped[Json]
 
 
 class DeletionRow(OfTenant, Base):
-    """Tombstone: lets a cache catch up from any revision, and tells a deleted site from one that never was."""
+    """Tombstone: lets a cache catch up from any revision; kept for longer than a cache goes without reading everything anew."""
 
     __tablename__ = "deletions"
 
@@ -201,6 +203,7 @@ class AuditRow(OfTenant, Base):
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     at: Mapped[datetime]
     credential: Mapped[str]
+    credential_id: Mapped[UUID | None]
     operator: Mapped[bool]
     rpc: Mapped[str]
     """As in F5 XC: `ves.io.schema.<kind>.API.Create`."""
@@ -253,6 +256,8 @@ class TokenRow(OfTenant, Base):
     max_uses: Mapped[int]
     """0: unlimited."""
     created_at: Mapped[datetime]
+    creator_id: Mapped[str] = mapped_column(server_default=text("''"))
+    creator_class: Mapped[str] = mapped_column(server_default=text("''"))
     expires_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 

@@ -31,6 +31,8 @@ class Token:
     revoked_at: datetime | None = None
     edge: bool = False
     """Whether the operator made it for a regional edge."""
+    creator_id: str = ""
+    creator_class: str = ""
 
     def refusal(self, now: datetime) -> str | None:
         """Why it admits nobody any more; None if it does."""

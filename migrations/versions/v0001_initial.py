@@ -34,6 +34,8 @@ CREATE TABLE resources (
     created_revision bigint NOT NULL,
     created_at timestamptz NOT NULL,
     modified_at timestamptz NOT NULL,
+    creator_id text NOT NULL DEFAULT '',
+    creator_class text NOT NULL DEFAULT '',
     metadata jsonb NOT NULL,
     spec jsonb NOT NULL,
     PRIMARY KEY (tenant_id, kind, namespace, name),
@@ -114,6 +116,7 @@ CREATE TABLE audit_log (
     id bigint GENERATED ALWAYS AS IDENTITY,
     at timestamptz NOT NULL,
     credential text NOT NULL,
+    credential_id uuid,
     operator boolean NOT NULL,
     rpc text NOT NULL,
     namespace text NOT NULL,
@@ -152,6 +155,8 @@ CREATE TABLE tokens (
     uses bigint NOT NULL,
     max_uses bigint NOT NULL,
     created_at timestamptz NOT NULL,
+    creator_id text NOT NULL DEFAULT '',
+    creator_class text NOT NULL DEFAULT '',
     expires_at timestamptz NOT NULL,
     revoked_at timestamptz,
     PRIMARY KEY (tenant_id, id),
@@ -377,7 +382,7 @@ FUNCTIONS = {
             DELETE FROM proofs WHERE expires_at < now();
             DELETE FROM metric_rollups WHERE bucket < rollups_since;
             DELETE FROM audit_log WHERE at < audit_since;
-            DELETE FROM deletions WHERE deleted_at < deletions_since AND kind <> 'site'
+            DELETE FROM deletions WHERE deleted_at < deletions_since
         $$""",
 }
 
