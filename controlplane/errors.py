@@ -10,6 +10,7 @@
     + StaleVersion
     + StillReferred
     + ListenerTaken
+    + HubAndSpoke
     + NotAdmitted
     + StillTrusted
   - TooManyRequests
@@ -78,6 +79,10 @@ class StillReferred(Conflict):
 
 class ListenerTaken(Conflict):
     """Another load balancer already has this place, port or domain."""
+
+
+class HubAndSpoke(Conflict):
+    """A site would be on both sides of a relation between hubs and spokes."""
 
 
 class NotAdmitted(Conflict):

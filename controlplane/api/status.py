@@ -19,7 +19,14 @@ Json = dict[str, Any]
 
 LONGEST_WAIT_S = 300.0
 _DURATION = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m)?")
-_CONDITION_STATUS = {"Applied": "Success", "Pending": "Incomplete", "Rejected": "Failed", "Offline": "Down", "NoNodes": "NotApplicable"}
+_CONDITION_STATUS = {
+    "Applied": "Success",
+    "Pending": "Incomplete",
+    "Rejected": "Failed",
+    "Conflicted": "Failed",
+    "Offline": "Down",
+    "NoNodes": "NotApplicable",
+}
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 
 
@@ -41,7 +48,7 @@ class Routes:
         offline: Annotated[Literal["fail", "ignore"], Query()] = "fail",
     ) -> JSONResponse:
         """How an object is doing. With `wait=applied`: 200 as soon as the write of `revision` (or the last one) is in force wherever the
-        object matters; 504 with the same body when the time is up, or when a site refuses it. Sites that are offline count unless
+        object matters; 504 with the same body when the time is up, or when a site refuses it or another object has its listener. Sites that are offline count unless
         `offline=ignore`.
         """
         observer, kind = services.observer, self.kind.kind

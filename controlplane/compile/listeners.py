@@ -87,7 +87,7 @@ def settle(site_id: str, site: str, wanted: tuple[Placement, ...]) -> SiteListen
         lost = next(((claim, winner) for claim in claims if (winner := _winner(listeners, claim))), None)
         if lost:
             rejected.append(candidate)
-            conflicts.append(_conflicted(site, candidate, *lost))
+            conflicts.append(_conflicted((site_id, site), candidate, *lost))
             continue
         accepted.append(candidate)
         for claim in claims:
@@ -108,10 +108,11 @@ def _winner(listeners: dict[Place, _Listener], claim: Claim) -> Placement | None
     return listener.winner(claim) if listener else None
 
 
-def _conflicted(site: str, loser: Placement, claim: Claim, winner: Placement) -> Condition:
+def _conflicted(site: tuple[str, str], loser: Placement, claim: Claim, winner: Placement) -> Condition:
     what = f"{claim.protocol} {place_key(claim.place)}" + (f" for {claim.domain}" if claim.domain else "")
-    message = f"at site {site} {winner.stored.kind} {winner.key} is older and has the listener of {what}"
-    return Condition(loser.stored.kind, loser.stored.key, "Conflicted", message)
+    site_id, name = site
+    message = f"at site {name} {winner.stored.kind} {winner.key} is older and has the listener of {what}"
+    return Condition(loser.stored.kind, loser.stored.key, "Conflicted", message, site_id)
 
 
 def _items(listeners: dict[Place, _Listener]) -> tuple[CompiledItem, ...]:

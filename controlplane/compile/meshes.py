@@ -87,4 +87,4 @@ def _conflicted(overlap: Overlap, site: str) -> Condition:
     roles = {True: "spoke", False: "hub"}
     winner, loser = (roles[group.spec.spoke_mesh is not None] for group in (overlap.winner, overlap.loser))
     message = f"site {site} is a {winner} of site_mesh_group {overlap.winner.key}, which is older, and so no {loser} of this one"
-    return Condition(overlap.loser.kind, overlap.loser.key, "Conflicted", message)
+    return Condition(overlap.loser.kind, overlap.loser.key, "Conflicted", message, overlap.site_id)

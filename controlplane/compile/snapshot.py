@@ -39,6 +39,8 @@ class Condition:
     type: str
     """`Conflicted`, `SiteGone` or `Unresolved`."""
     message: str
+    site_id: str = ""
+    """Where it holds; empty: everywhere."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from controlplane.resources.base import Key, Metadata, Resource, Stored
 from controlplane.resources.registry import dump, parse, refs
 from controlplane.resources.selector import Selector
 from controlplane.resources.site import Site
-from controlplane.services import auditing, listening
+from controlplane.services import auditing, listening, meshes
 from controlplane.services.sealing import Sealed, seal
 from controlplane.store import changes, nodes, registrations
 from controlplane.store import refs as ref_store
@@ -171,6 +171,8 @@ async def _settle(session: AsyncSession, caller: Caller, written: StoredJson, be
         await listening.follow_site(session, tenant_id, stored, *([old] if old else []))
     elif kind == "virtual_site":
         await listening.follow_virtual_site(session, tenant_id, written.key)
+    elif kind == "site_mesh_group":
+        await meshes.check(session, tenant_id, stored, old)
 
 
 def _place(site: Stored[Any]) -> tuple[object, ...]:

@@ -26,7 +26,9 @@ from controlplane.store.nodes import Node, NodeStatus
 from controlplane.store.observations import DiscoveryState, OriginState
 from controlplane.store.session import Database
 
-State = Literal["Applied", "Pending", "Rejected", "Offline", "NoNodes"]
+State = Literal["Applied", "Pending", "Rejected", "Conflicted", "Offline", "NoNodes"]
+FINAL = ("Rejected", "Conflicted")
+"""Time alone does not change these."""
 
 ITEMS_OF = {
     "http_loadbalancer": (ItemKind.HTTP_LOADBALANCER,),
@@ -108,7 +110,7 @@ class ObjectReport:
         states = {site.state for site in self.missing(offline)}
         if not states:
             return "Applied" if self.sites else "NoSites"
-        return next(state for state in ("Rejected", "Offline", "NoNodes", "Pending") if state in states)
+        return next(state for state in (*FINAL, "Offline", "NoNodes", "Pending") if state in states)
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,9 @@ class Observer:
             description = f"is yet to come; the tenant is at {view.revision}"
             raise Invalid(f"revision {revision} {description}", [FieldError("revision", description)])
         wanted = stored.revision if revision is None else revision
-        sites = await self._sites(cache, stored, wanted)
-        found = (condition for condition in conditions(view.intent) if (condition.kind, condition.key) == (kind, key))
+        found = [condition for condition in conditions(view.intent) if (condition.kind, condition.key) == (kind, key)]
+        lost = {condition.site_id: condition.message for condition in found if condition.type == "Conflicted"}
+        sites = await self._sites(cache, stored, wanted, lost)
         return ObjectReport(wanted, tuple(sites), (*found, *_of_sites(stored, sites)))
 
     async def wait(self, tenant_id: UUID, kind: str, key: Key, revision: int | None, offline: str, timeout_s: float) -> ObjectReport:
@@ -145,14 +148,14 @@ class Observer:
             report = await self.look(tenant_id, kind, key, revision)
             missing = report.missing(offline)
             left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0 or self.bell.silenced or all(site.state == "Rejected" for site in missing):
+            if left_s <= 0 or self.bell.silenced or all(site.state in FINAL for site in missing):
                 return report
             try:
                 await asyncio.wait_for(rung.wait(), min(left_s, _LOOK_EVERY_S))
             except TimeoutError:
                 continue
 
-    async def _sites(self, cache: TenantCache, stored: Stored[Any], revision: int) -> list[SiteReport]:
+    async def _sites(self, cache: TenantCache, stored: Stored[Any], revision: int, lost: Mapping[str, str]) -> list[SiteReport]:
         view = cache.view
         ids = sorted(concerned_sites(stored.kind, stored.key, view.intent) & view.sites.keys(), key=lambda site_id: view.sites[site_id].key)
         published = {site_id: await self.delivery.published(cache, site_id) for site_id in ids}
@@ -167,7 +170,7 @@ class Observer:
         silent = partial(self.heartbeats.is_silent, fleet=view.fleet.size, now=now)
         reports = []
         for site_id in ids:
-            wanted = Wanted(carried, revision, published[site_id])
+            wanted = Wanted(carried, revision, published[site_id], lost.get(site_id, ""))
             said = [_node(node, statuses.get(node.id), wanted, fresh, silent) for node in view.fleet.live.get(site_id, ())]
             state, reason = _state(said, wanted)
             reports.append(SiteReport(view.sites[site_id], state, reason, tuple(said), _latest(origins, said), _found(stored, found, said)))
@@ -181,6 +184,8 @@ class Wanted:
     carriers: frozenset[Carrier]
     revision: int
     published: Published
+    lost_to: str = ""
+    """Why the object does not hold at the site, if another one has what it asks for there."""
 
     @property
     def compiled(self) -> bool:
@@ -235,6 +240,8 @@ def _node(
 
 def _state(said: Collection[NodeReport], wanted: Wanted) -> tuple[State, str]:
     """Of a site, by its nodes that live or may live. Words for people go with it."""
+    if wanted.lost_to:
+        return "Conflicted", wanted.lost_to
     if not said:
         return "NoNodes", "no node has registered"
     live = [report for report in said if report.fresh]

@@ -1,0 +1,107 @@
+"""Hubs and spokes as users write them: what is refused, and what a label may bring about."""
+
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from tests.api.enrolled import SITES, admitted, caught_up, live
+from tests.api.test_delivery import publish, tenant_of
+from tests.api.test_status import status
+
+__all__ = ["live"]
+
+Json = dict[str, Any]
+GROUPS = "/api/config/namespaces/system/site_mesh_groups"
+VIRTUAL_SITES = "/api/config/namespaces/shared/virtual_sites"
+
+
+def group(name: str, virtual_site: str, **spec: Any) -> Json:
+    return {"metadata": {"name": name}, "spec": {"virtual_site": [{"namespace": "shared", "name": virtual_site}], **spec}}
+
+
+def spokes(name: str, virtual_site: str, hubs: str) -> Json:
+    return group(name, virtual_site, spoke_mesh={"hub_mesh_group": {"name": hubs}})
+
+
+async def select(user: httpx.AsyncClient, **selectors: str) -> None:
+    for name, selector in selectors.items():
+        spec = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": [selector]}}
+        assert (await user.post(VIRTUAL_SITES, json={"metadata": {"name": name}, "spec": spec})).status_code == 200
+
+
+async def site(user: httpx.AsyncClient, name: str, **labels: str) -> None:
+    assert (await user.post(SITES, json={"metadata": {"name": name, "labels": labels}, "spec": {}})).status_code == 200
+
+
+async def created(user: httpx.AsyncClient, *bodies: Json) -> None:
+    for body in bodies:
+        answer = await user.post(GROUPS, json=body)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_a_group_that_would_make_a_site_hub_and_spoke_is_refused(user: httpx.AsyncClient) -> None:
+    await select(user, hubs="hub", both="hub", spokes="spoke")
+    await site(user, "a", hub="1")
+    await site(user, "b", spoke="1")
+    await created(user, group("h", "hubs", hub_mesh={}))
+    refused = await user.post(GROUPS, json=spokes("s", "both", "h"))
+    assert refused.status_code == 409
+    assert refused.json()["message"] == "site a would be a spoke in site_mesh_group system/s and one of its hubs in system/h"
+    await created(user, spokes("s", "spokes", "h"))
+    turned = await user.put(f"{GROUPS}/h", json=group("h", "spokes", hub_mesh={}))
+    assert (turned.status_code, "site b would be a spoke" in turned.json()["message"]) == (409, True)
+
+
+async def test_hubs_have_to_be_a_group_of_hubs_and_stay_one(user: httpx.AsyncClient) -> None:
+    await select(user, hubs="hub", spokes="spoke")
+    await created(user, group("full", "hubs", full_mesh={}), group("h", "hubs", hub_mesh={}))
+    refused = await user.post(GROUPS, json=spokes("s", "spokes", "full"))
+    assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "spec.spoke_mesh.hub_mesh_group")
+    assert (await user.post(GROUPS, json=spokes("s", "spokes", "none"))).status_code == 400
+    assert (await user.post(GROUPS, json=spokes("s", "spokes", "s"))).status_code == 400
+    await created(user, spokes("s", "spokes", "h"))
+    assert (await user.put(f"{GROUPS}/h", json=group("h", "hubs", full_mesh={}))).status_code == 409
+    assert (await user.delete(f"{GROUPS}/h")).status_code == 409
+    assert (await user.put(f"{GROUPS}/s", json=group("s", "spokes", full_mesh={}))).status_code == 200
+    assert (await user.delete(f"{GROUPS}/h")).status_code == 200
+
+
+async def test_a_label_that_makes_a_site_hub_and_spoke_is_accepted_and_told(user: httpx.AsyncClient) -> None:
+    await select(user, hubs="hub", spokes="spoke")
+    await created(user, group("h", "hubs", hub_mesh={}), spokes("s", "spokes", "h"))
+    await site(user, "x", hub="1", spoke="1")
+    told = await status(user, f"{GROUPS}/s/status", wait="applied", timeout="10s")
+    (condition,) = told["conditions"]
+    assert (condition["type"], told["reason"], told["sites"][0]["state"]) == ("Conflicted", "Conflicted", "Conflicted")
+    assert condition["message"] == "site x is a hub of site_mesh_group system/h, which is older, and so no spoke of this one"
+    assert (await status(user, f"{GROUPS}/h/status"))["conditions"] == []
+    label = await user.put(f"{GROUPS}/s", json={**spokes("s", "spokes", "h"), "metadata": {"name": "s", "labels": {"k": "v"}}})
+    assert label.status_code == 200, "what it had in common before is no reason to refuse"
+
+
+async def test_a_load_balancer_that_lost_its_listener_by_a_label_is_not_applied(live: FastAPI, user: httpx.AsyncClient) -> None:
+    await select(user, chosen="chosen")
+    async with admitted(live, user, "a") as made:
+        await publish(user, "a")
+        late = {"virtual_site": {"virtual_site": {"namespace": "shared", "name": "chosen"}, "network": "SITE_NETWORK_INSIDE"}}
+        spec = {
+            "domains": ["cart.test"],
+            "http": {"port": 80},
+            "default_route_pools": [{"pool": {"name": "cart"}}],
+            "advertise_custom": {"advertise_where": [late]},
+        }
+        balancers = "/api/config/namespaces/shop/http_loadbalancers"
+        assert (await user.post(balancers, json={"metadata": {"name": "late"}, "spec": spec})).status_code == 200
+        labelled = await user.get(f"{SITES}/a")
+        body = {"metadata": {**labelled.json()["metadata"], "labels": {"chosen": "1"}}, "spec": {}}
+        answer = await user.put(f"{SITES}/a", json=body)
+        assert answer.status_code == 200, answer.text
+        await caught_up(live, tenant_of(made))
+        await made.apply()
+        told = await status(user, f"{balancers}/late/status", wait="applied", timeout="60s")
+        assert (told["applied"], told["reason"]) == (False, "Conflicted")
+        (where,) = told["sites"]
+        assert (where["state"], "http_loadbalancer shop/cart is older" in where["reason"]) == ("Conflicted", True)
+        assert [condition["type"] for condition in told["conditions"]] == ["Conflicted"]
+        assert (await status(user, wait="applied", timeout="10s"))["applied"]
