@@ -5,10 +5,10 @@ INSTALLED := .venv/.installed
 SOURCES := controlplane agent lab bench migrations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test check gates format bench lock openapi packages clean
+.PHONY: help demo demo-check test check gates format bench bench-failover lock openapi packages clean
 
 help: ## Show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(INSTALLED) packages ## Two clusters, one application: starts in the foreground, Ctrl-C stops everything
 	@$(BIN)/python -m lab.demo $(ARGS)
@@ -35,6 +35,9 @@ format: $(INSTALLED) ## Format, and mend what the linter can mend
 
 bench: $(INSTALLED) packages ## All benchmarks into bench/RESULTS.md; one part: make bench ARGS=dataplane
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-failover: $(INSTALLED) packages ## What users notice when parts fail, into bench/FAILOVER.md; within 15 minutes: ARGS=--quick
+	@$(BIN)/python -m bench.failover $(ARGS)
 
 openapi: $(INSTALLED) ## Export the API's description
 	$(BIN)/isthmus-controlplane openapi > openapi/openapi.json

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +24,12 @@ import httpx
 from lab.api import NAMESPACE, Api, Refused
 from lab.cluster import API_PORT, Cluster
 from lab.controlplane import ControlPlane, free_port, ready
+from lab.faults import can_filter, outbound_only
 from lab.forwarder import Forwarder
 from lab.network import Network, Place, build
-from lab.process import BIN, Process, ProcessFailed, end_marked, end_orphans
-from lab.site import GATEWAY_PORT, Node, Site
+from lab.postgres import Pair, Postgres, pair, stored_in
+from lab.process import BIN, Process, end_marked, end_orphans
+from lab.site import GATEWAY_PORT, Edge, Node, Site, agent_of, told
 
 LABEL = "fabric"
 """Every site carries this label with the value `lab`; virtual site `shared/all` selects it."""
@@ -38,27 +40,35 @@ _numbers = itertools.count(1)
 
 
 class Fabric:
-    """An asynchronous context manager. `sites` are names."""
+    """An asynchronous context manager. `sites` and `edges` are names."""
 
     def __init__(
         self,
         sites: Sequence[str] = ("a", "b"),
         *,
+        edges: Sequence[str] = (),
         nodes: Mapping[str, int] | None = None,
+        outbound: Collection[str] = (),
         mesh: bool = True,
         replicas: int = 1,
         tapped: bool = False,
+        standby: bool = False,
         controlplane_env: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`nodes` says how many, for sites with more than one; `mesh` puts all sites into one site mesh group; `replicas` of the control plane share a database; `tapped` leads every tunnel through a `Forwarder`."""
-        self.names = tuple(sites)
+        """`nodes` says how many, for sites with more than one; `outbound` sites cannot be dialled; `mesh` puts all sites into one site mesh group;
+        `replicas` of the control plane share a database; `tapped` leads every tunnel through a `Forwarder`; `standby` stores everything in a
+        `Pair` of databases.
+        """
+        self.names, self.edge_names = tuple(sites), tuple(edges)
         self.sites: dict[str, Site] = {}
+        self.edges: dict[str, Edge] = {}
         self.replicas: list[ControlPlane] = []
         self.directory = Path(tempfile.mkdtemp(prefix="isthmus-"))
         self._mark = f"{os.getpid()}.{next(_numbers)}"
-        self._mesh, self._replicas, self._tapped = mesh, replicas, tapped
-        self._counts = dict(nodes or {})
+        self._mesh, self._replicas, self._tapped, self._standby = mesh, replicas, tapped, standby
+        self.databases: Pair | None = None
+        self._counts, self._outbound = dict(nodes or {}), frozenset(outbound)
         self._env = dict(controlplane_env or {})
         self._progress = progress
         self._stack = AsyncExitStack()
@@ -79,12 +89,18 @@ class Fabric:
     def site(self, name: str) -> Site:
         return self.sites[name]
 
+    def edge(self, name: str) -> Edge:
+        return self.edges[name]
+
+    def site_or_edge(self, name: str) -> Edge:
+        return self.sites.get(name) or self.edges[name]
+
     def processes(self) -> list[Process]:
         """The programs of Isthmus that run, pods and emulators aside."""
         return [*(replica.process for replica in self.replicas), *(node.agent for node in self.nodes())]
 
     def nodes(self) -> list[Node]:
-        return [node for site in self.sites.values() for node in site.nodes]
+        return [node for site in (*self.sites.values(), *self.edges.values()) for node in site.nodes]
 
     async def __aenter__(self) -> Self:
         try:
@@ -104,10 +120,13 @@ class Fabric:
 
     async def _build(self) -> None:
         end_orphans()
-        self._network = self._stack.enter_context(build(self.names, self._counts))
+        self._network = self._stack.enter_context(build((*self.names, *self.edge_names), self._counts))
         self._stack.callback(end_marked, self._mark)
         trimming = asyncio.create_task(self._trim_logs())
         self._stack.callback(trimming.cancel)
+        if self._standby:
+            self.databases = await self._stack.enter_async_context(pair(self.network.home))
+            self._env |= stored_in(self.databases)
         self._progress("Starting the control plane and the clusters")
         async with asyncio.TaskGroup() as group:
             for _ in range(self._replicas):
@@ -119,6 +138,8 @@ class Fabric:
             await self.api.create("site_mesh_group", "all", MESH)
             await self.api.create("namespace", NAMESPACE, {})
         async with asyncio.TaskGroup() as group:
+            for name in self.edge_names:
+                group.create_task(self._start_edge(name))
             for name, cluster in zip(self.names, clusters, strict=True):
                 group.create_task(self._start_site(name, cluster.result()))
 
@@ -158,53 +179,44 @@ class Fabric:
         return cluster
 
     async def _start_site(self, name: str, cluster: Cluster) -> None:
+        env = {"AGENT_LABELS": f"{LABEL}=lab", "AGENT_KUBECONFIG": str(cluster.kubeconfig)}
+        if name in self._outbound:
+            env["AGENT_ADVERTISED_GATEWAY"] = "none"
+        self.sites[name] = Site(name, await self._nodes(name, env), cluster)
+        if name in self._outbound and can_filter(self.network):
+            self._stack.enter_context(outbound_only([node.place for node in self.sites[name].nodes]))
+        await self._join(self.sites[name])
+
+    async def _start_edge(self, name: str) -> None:
+        await self.api.create("site", name, {"site_type": "REGIONAL_EDGE"})
+        self.edges[name] = Edge(name, await self._nodes(name, {"AGENT_KUBECONFIG": "none"}))
+        await self._join(self.edges[name])
+
+    async def _join(self, site: Edge) -> None:
+        await asyncio.gather(*(node.agent.start() for node in site.nodes))
+        await self.online(site.name)
+        self._progress(f"Site {site.name} is online")
+
+    async def _nodes(self, name: str, env: Mapping[str, str]) -> tuple[Node, ...]:
+        """Everything up to their start."""
         places = self.network.nodes[name]
         token = await self.api.create("token", name, {"type": "JWT", "site_name": name, "max_uses": len(places)})
-        nodes = [
-            await self._node(f"{name}-{number}", name, place, token["spec"]["content"], str(cluster.kubeconfig))
-            for number, place in enumerate(places, 1)
-        ]
-        self.sites[name] = Site(name, tuple(nodes), cluster)
-        await asyncio.gather(*(node.agent.start() for node in nodes))
-        await self.online(name)
-        self._progress(f"Site {name} is online")
+        return tuple([await self._node(name, number, place, token["spec"]["content"], env) for number, place in enumerate(places, 1)])
 
-    async def _node(self, name: str, site: str, place: Place, token: str, kubeconfig: str) -> Node:
-        """Everything up to its start."""
+    async def _node(self, site: str, number: int, place: Place, token: str, env: Mapping[str, str]) -> Node:
         directory = self.directory / place.name / "agent"
         directory.mkdir(parents=True)
         (directory / "token").write_text(token)
         tap = await self._tap(place) if self._tapped else None
-        host, port = tap.address if tap else (place.underlay, GATEWAY_PORT)
-        agent = Process(
-            "agent",
-            [str(BIN / "isthmus-agent"), "run"],
-            place,
-            directory,
-            self._mark,
-            {
-                "AGENT_CONTROL_PLANE_URLS": ",".join(replica.url for replica in self.replicas),
-                "AGENT_TOKEN_FILE": str(directory / "token"),
-                "AGENT_STATE_DIR": str(directory / "state"),
-                "AGENT_SITE": site,
-                "AGENT_NODE": name,
-                "AGENT_LABELS": f"{LABEL}=lab",
-                "AGENT_GATEWAY_ADDRESS": f"{place.underlay}:{GATEWAY_PORT}",
-                "AGENT_ADVERTISED_GATEWAY": f"{host}:{port}",
-                "AGENT_INSIDE_ADDRESS": place.inside,
-                "AGENT_OUTSIDE_ADDRESS": place.underlay,
-                "AGENT_SERVICE_ADDRESS": place.service,
-                "AGENT_KUBECONFIG": kubeconfig,
-                "AGENT_DRAIN_S": "0.5",
-            },
-        )
         ways_out = [way for replica in self.replicas if (way := await self.carry_replica(place, replica))]
+        urls = [replica.url for replica in self.replicas]
+        agent = agent_of(site, f"{site}-{number}", place, directory, self._mark, {**told(urls, tap, place), **env})
         self._stack.push_async_callback(agent.stop)
-        return Node(name, place, agent, tap, ways_out, self)
+        return Node(agent.env["AGENT_NODE"], place, agent, tap, ways_out, self)
 
     async def online(self, name: str, within_s: float = 40) -> None:
         """Until the site's nodes have registered and report."""
-        nodes = self.sites[name].nodes
+        nodes = self.site_or_edge(name).nodes
 
         async def is_online() -> bool:
             for node in nodes:
@@ -224,18 +236,10 @@ class Fabric:
         self._stack.push_async_callback(process.stop)
         return process
 
-    async def restart_postgres(self) -> None:
-        """Stop the embedded database, sessions and all, and start it again."""
-        data = self.directory / "state" / "postgres"
-        owner = data.stat().st_uid
-        started_as = Path((data / "postmaster.opts").read_text().split()[0].strip('"'))
-        argv = [str(started_as.with_name("pg_ctl")), "restart", "-w", "-m", "fast", "-D", str(data)]
-        with (self.directory / "postgres.log").open("ab") as log:
-            restarted = await asyncio.create_subprocess_exec(
-                *argv, cwd="/", stdout=log, stderr=log, user=None if owner == os.geteuid() else owner
-            )
-            if await restarted.wait() != 0:
-                raise ProcessFailed(f"Postgres did not restart: see {log.name}")
+    @property
+    def postgres(self) -> Postgres:
+        """The server that the control plane has started."""
+        return Postgres.embedded(self.directory / "state")
 
     # Ways in
 

@@ -9,12 +9,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 from lab.network import Network, Place
 from lab.process import Process
 from lab.site import GATEWAY_PORT, Node
+
+Link = Callable[[Sequence[Place], Sequence[Place]], AbstractContextManager[None]]
 
 _tables = itertools.count(1)
 

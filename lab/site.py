@@ -1,6 +1,7 @@
 """Sites and their nodes: what tests call, watch and break."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import httpx
 from lab.cluster import Cluster
 from lab.forwarder import Forwarder
 from lab.network import Place
-from lab.process import Process, ProcessFailed
+from lab.process import BIN, Process, ProcessFailed
 
 if TYPE_CHECKING:
     from lab.fabric import Fabric
@@ -105,6 +106,31 @@ class Site(Edge):
     """A customer edge: nodes and a cluster."""
 
     cluster: Cluster
+
+
+def told(urls: Sequence[str], tap: Forwarder | None, place: Place) -> dict[str, str]:
+    """Settings of an agent that any node of the lab has."""
+    host, port = tap.address if tap else (place.underlay, GATEWAY_PORT)
+    return {
+        "AGENT_CONTROL_PLANE_URLS": ",".join(urls),
+        "AGENT_GATEWAY_ADDRESS": f"{place.underlay}:{GATEWAY_PORT}",
+        "AGENT_ADVERTISED_GATEWAY": f"{host}:{port}",
+        "AGENT_INSIDE_ADDRESS": place.inside,
+        "AGENT_OUTSIDE_ADDRESS": place.underlay,
+        "AGENT_SERVICE_ADDRESS": place.service,
+        "AGENT_DRAIN_S": "0.5",
+    }
+
+
+def agent_of(site: str, name: str, place: Place, directory: Path, mark: str, env: Mapping[str, str]) -> Process:
+    """Not started yet; `directory` holds its registration token."""
+    own = {
+        "AGENT_SITE": site,
+        "AGENT_NODE": name,
+        "AGENT_TOKEN_FILE": str(directory / "token"),
+        "AGENT_STATE_DIR": str(directory / "state"),
+    }
+    return Process("agent", [str(BIN / "isthmus-agent"), "run"], place, directory, mark, {**own, **env})
 
 
 def _is_envoy_of(process: Path, state: Path) -> bool:

@@ -135,7 +135,7 @@ async def test_nothing_is_lost_while_the_control_plane_restarts(fabric: Fabric) 
 async def test_nothing_is_lost_while_the_database_restarts(fabric: Fabric) -> None:
     client = await fabric.site("a").http(8080, "echo.test")
     async with Traffic(client, "/") as traffic:
-        await fabric.restart_postgres()
+        await fabric.postgres.restart()
         await _change_arrives(fabric, "after-postgres.test")
     assert traffic.failures == []
 

@@ -6,8 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,6 @@ from lab.network import NAMESPACES, Network, Place, build, can_use_namespaces
 from lab.process import Process, end_marked, end_orphans
 from lab.site import GATEWAY_PORT
 from lab.wait import until
-
-Link = Callable[[Sequence[Place], Sequence[Place]], AbstractContextManager[None]]
 
 ABANDONED = """
 import asyncio, os, signal, sys
@@ -115,7 +113,7 @@ async def test_a_site_of_several_nodes_has_pods_that_all_of_them_reach() -> None
     ("fault", "breaks", "refuses"),
     [(faults.reset, True, True), (faults.silent, True, False), (faults.dropped, True, False), (faults.undiallable, False, False)],
 )
-async def test_a_link_fails_in_the_way_that_was_asked_for(network: Network, fault: Link, *, breaks: bool, refuses: bool) -> None:
+async def test_a_link_fails_in_the_way_that_was_asked_for(network: Network, fault: faults.Link, *, breaks: bool, refuses: bool) -> None:
     """`breaks`: what is connected hears no more; `refuses`: whoever dials is told so."""
     a, b = network.sites["a"], network.sites["b"]
     async with echo(b, b.underlay) as target, echo(b, b.underlay, GATEWAY_PORT) as gateway:

@@ -1,0 +1,163 @@
+"""`make bench-failover`: what users notice when parts fail. Writes `bench/FAILOVER.md`; the exit status says whether every row has figures."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+
+from bench.failures import ROWS, Row
+from bench.load import PATIENCE_S, RATE, TALKS, steady
+from bench.outage import SLOW_S, Outage, outage
+from bench.results import machine
+from bench.scenes import SCENES, Say, Scene
+from lab import faults
+from lab.api import Refused
+from lab.process import ProcessFailed
+
+FILE = Path(__file__).parent / "FAILOVER.md"
+_STEADY_S = 3.0
+_STEADY_WITHIN_S = 60.0
+_FAILURES = (TimeoutError, ProcessFailed, Refused, OSError, AssertionError, RuntimeError, httpx.HTTPError)
+
+Result = Outage | str
+"""The figures, or why there are none."""
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Faults that should last ten minutes last half a minute.")] = False,
+    only: Annotated[str, typer.Option(help="Rows whose name has this in it; nothing is written.")] = "",
+) -> None:
+    """Break things one after the other, under load."""
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {text}")
+
+    rows = [row for row in ROWS if only in row.name]
+    results = asyncio.run(_run(rows, quick=quick, say=say))
+    if not only:
+        FILE.write_text(markdown(results, quick=quick))
+        say(f"Written to {FILE}")
+    without = [row.name for row, result in results if isinstance(result, str)]
+    missed = [row.name for row, result in results if isinstance(result, Outage) and row.aim.missed(result)]
+    console.print(f"{len(results)} rows, {len(missed)} missed their aim, {len(without)} without figures")
+    sys.exit(1 if without else 0)
+
+
+async def _run(rows: Sequence[Row], *, quick: bool, say: Say) -> list[tuple[Row, Result]]:
+    """In the order of `rows`, but each scene is built once."""
+    found: dict[str, Result] = {}
+    for name, group in groupby(sorted(rows, key=lambda row: list(SCENES).index(row.scene)), key=lambda row: row.scene):
+        inside = list(group)
+        say(f"[bold]{name}[/]: {SCENES[name].__doc__}")
+        try:
+            async with SCENES[name](say) as scene:
+                if not faults.can_filter(scene.fabric.network):
+                    raise ProcessFailed("this needs root, network namespaces and nft")
+                for row in inside:
+                    found[row.name] = await _measured(row, scene, quick=quick, say=say)
+        except* _FAILURES as failures:
+            reason = "; ".join(f"{type(failure).__name__}: {failure}" for failure in _leaves(failures))
+            say(f"[red]{name} broke: {reason}[/]")
+            found |= {row.name: reason.split("\n", 1)[0] for row in inside if row.name not in found}
+    return [(row, found[row.name]) for row in rows]
+
+
+async def _measured(row: Row, scene: Scene, *, quick: bool, say: Say) -> Result:
+    hold_s = row.quick_s if quick else row.hold_s
+    loop = asyncio.get_running_loop()
+    scene.note = ""
+    say(f"{row.name} …")
+    async with scene.load(row.service) as load:
+        try:
+            await steady(load, for_s=_STEADY_S, within_s=_STEADY_WITHIN_S)
+        except TimeoutError as error:
+            say(f"   [red]no figures:[/] {error}")
+            return str(error)
+        began = loop.time()
+        try:
+            async with row.fault(scene):
+                await asyncio.sleep(max(0, began + hold_s - loop.time()))
+                mended = loop.time()
+        except _FAILURES as error:
+            say(f"   [red]no figures:[/] {type(error).__name__}: {error}")
+            return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        await asyncio.sleep(row.settles_s)
+    found = replace(outage(load.requests, load.words, began, mended), note=scene.note)
+    missed = row.aim.missed(found)
+    verdict = f"[yellow]missed: {', '.join(missed)}[/]" if missed else "[green]met[/]"
+    say(
+        f"   {found.sent} failed, longest stall {found.stall_s:.2f} s, recovered {_seconds(found.recovered_s)}, stale {_seconds(found.stale_s)}, "
+        f"TCP: {found.broken} broken, longest silence {found.silence_s:.2f} s; {row.aim}: {verdict}"
+    )
+    if found.errors:
+        say(f"   [dim]{' | '.join(found.errors[:4])}[/]")
+    return found
+
+
+def markdown(results: Sequence[tuple[Row, Result]], *, quick: bool) -> str:
+    head = f"""# When parts fail
+
+Written by `make bench-failover{" ARGS=--quick" if quick else ""}` on {date.today().isoformat()}, {machine()}.
+
+Each row runs under steady load from site a: {RATE} idempotent requests per second, and {TALKS} TCP connections that say a word every tenth of a second; all of it on
+one machine, every site in a network namespace with its real agent, Envoy and pods. A request fails that gets no good answer within {PATIENCE_S:g} s; the clients retry
+nothing. *Recovered* and *stale* count from the fault: since when everything was answered within {SLOW_S:g} s, and until when something was still sent to where nobody
+answered. Failures after the fault was undone are counted too. {_QUICK if quick else ""}
+"""  # noqa: DTZ011 — the day it ran here
+    lines = [
+        "| what fails | for | requests failed | longest stall | recovered | stale | TCP connections broken | longest silence | aim | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row, result in results:
+        hold_s = row.quick_s if quick else row.hold_s
+        if isinstance(result, str):
+            lines.append(f"| {row.name} | | | | | | | | {row.aim} | **no figures**: {result} |")
+            continue
+        missed = row.aim.missed(result)
+        verdict = f"**missed**: {', '.join(missed)}" if missed else "met" if str(row.aim) != "none" else ""
+        cells = (
+            row.name + (f" ({result.note})" if result.note else ""),
+            f"{hold_s:g} s",
+            result.sent,
+            f"{result.stall_s:.2f} s",
+            _seconds(result.recovered_s),
+            _seconds(result.stale_s),
+            f"{result.broken} of {TALKS}",
+            f"{result.silence_s:.2f} s",
+            str(row.aim),
+            verdict,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return head + "\n" + "\n".join(lines) + "\n"
+
+
+_QUICK = "This was the quick form: faults that should last ten minutes lasted half a minute."
+
+
+def _seconds(value: float | None) -> str:
+    return "not while it lasted" if value is None else f"{value:.2f} s"
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+if __name__ == "__main__":
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,307 @@
+"""The failure matrix as data: what breaks, for how long, under which load, and what may come of it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from bench.outage import Outage
+from bench.scenes import Scene
+from lab import faults
+from lab.network import Place
+from lab.postgres import Postgres
+from lab.specs import http_loadbalancer, tcp_loadbalancer
+from lab.wait import until
+
+Fault = Callable[[Scene], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is promised; None: nothing is, and the row only tells."""
+
+    failed: int | None = None
+    stall_s: float | None = None
+    recovered_s: float | None = None
+
+    def missed(self, found: Outage) -> list[str]:
+        """In words; nothing if it was met."""
+        misses = []
+        if self.failed is not None and found.failed > self.failed:
+            misses.append(f"{found.failed} failed")
+        if self.stall_s is not None and found.stall_s > self.stall_s:
+            misses.append(f"stalled {found.stall_s:.1f} s")
+        if self.recovered_s is not None and (found.recovered_s is None or found.recovered_s > self.recovered_s):
+            misses.append("did not recover" if found.recovered_s is None else f"took {found.recovered_s:.1f} s")
+        return misses
+
+    def __str__(self) -> str:
+        said = [
+            "no failed request" if self.failed == 0 else None,
+            f"stall ≤ {self.stall_s:g} s" if self.stall_s is not None else None,
+            f"recovered ≤ {self.recovered_s:g} s" if self.recovered_s is not None else None,
+        ]
+        return ", ".join(part for part in said if part) or "none"
+
+
+NOTHING = Aim(failed=0, stall_s=0.5)
+"""Whoever calls does not notice."""
+TUNNEL = Aim(failed=0, stall_s=1.5)
+CLUSTER = Aim(recovered_s=3.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`service` is what the load calls: `only` is at b, `both` at b and c."""
+
+    name: str
+    scene: str
+    service: str
+    fault: Fault
+    aim: Aim
+    hold_s: float = 15
+    quick_s: float = 10
+    """How long the fault lasts, in the long and in the quick run."""
+    settles_s: float = 5
+    """What the load is watched for after the fault was undone."""
+
+
+def _now(action: Callable[[Scene], Awaitable[object]], undo: Callable[[Scene], Awaitable[object]] | None = None) -> Fault:
+    """A fault that is done once, and undone once."""
+
+    @asynccontextmanager
+    async def fault(scene: Scene) -> AsyncIterator[None]:
+        await action(scene)
+        try:
+            yield
+        finally:
+            if undo:
+                await undo(scene)
+
+    return fault
+
+
+# Tunnels
+
+
+@asynccontextmanager
+async def link_to_b(scene: Scene, how: faults.Link) -> AsyncIterator[None]:
+    with how(_places(scene, "a"), _places(scene, "b")):
+        yield
+
+
+def _places(scene: Scene, site: str) -> list[Place]:
+    return [node.place for node in scene.fabric.site(site).nodes]
+
+
+@asynccontextmanager
+async def flapping(scene: Scene) -> AsyncIterator[None]:
+    """Every two seconds, the direct link is there or not."""
+
+    async def flap() -> None:
+        while True:
+            async with link_to_b(scene, faults.silent):
+                await asyncio.sleep(2)
+            await asyncio.sleep(2)
+
+    task = asyncio.create_task(flap())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+# Sites
+
+
+@asynccontextmanager
+async def frozen_gateway(scene: Scene) -> AsyncIterator[None]:
+    with faults.frozen([scene.b.envoy_pid()]):
+        yield
+
+
+@asynccontextmanager
+async def frozen_site(scene: Scene) -> AsyncIterator[None]:
+    with faults.frozen(faults.programs(scene.b.nodes)):
+        yield
+
+
+@asynccontextmanager
+async def powered_off(scene: Scene) -> AsyncIterator[None]:
+    """The first node of b, without a word."""
+    node = scene.b.node
+    with faults.unplugged(scene.fabric.network, [node]):
+        await faults.kill([node])
+        yield
+    await node.agent.start()
+
+
+@asynccontextmanager
+async def cluster_gone(scene: Scene) -> AsyncIterator[None]:
+    """All of b is off the network."""
+    with faults.unplugged(scene.fabric.network, scene.b.nodes, scene.b.cluster.place):
+        yield
+
+
+@asynccontextmanager
+async def pods_killed(scene: Scene) -> AsyncIterator[None]:
+    """All pods of b crash; Kubernetes still lists them."""
+    services = list(scene.b.cluster.services.values())
+    await faults.kill_pods([pod.process for service in services for pod in service.pods])
+    yield
+    for service in services:
+        for pod in service.pods:
+            await pod.process.start()
+
+
+@asynccontextmanager
+async def no_endpoints(scene: Scene) -> AsyncIterator[None]:
+    """Kubernetes takes all pods of b away, as when someone scales to zero, and the control plane cannot hear of it."""
+    cluster = scene.b.cluster
+    replicas = [replica.process.pid for replica in scene.fabric.replicas]
+    with faults.frozen(replicas):
+        await asyncio.gather(*(cluster.scale(name, 0) for name in cluster.services))
+        yield
+        await asyncio.gather(*(cluster.scale(name, 1) for name in cluster.services))
+
+
+async def kill_envoy_of_b(scene: Scene) -> None:
+    os.kill(scene.b.envoy_pid(), signal.SIGKILL)
+
+
+async def kill_envoy_of_a(scene: Scene) -> None:
+    os.kill(scene.a.envoy_pid(), signal.SIGKILL)
+
+
+async def kill_agents(scene: Scene) -> None:
+    for site in (scene.a, scene.b):
+        await site.agent.kill()
+
+
+async def start_agents(scene: Scene) -> None:
+    for site in (scene.a, scene.b):
+        await site.agent.start()
+
+
+@asynccontextmanager
+async def node_restarts_alone(scene: Scene) -> AsyncIterator[None]:
+    """Agent and Envoy of the calling site end and start while the control plane is away: what they need is on their disk."""
+    for replica in scene.fabric.replicas:
+        await replica.process.kill()
+    await faults.kill([scene.a.node])
+    await scene.a.agent.start()
+    yield
+    for replica in scene.fabric.replicas:
+        await replica.start()
+
+
+# Control plane and database
+
+
+async def kill_replicas(scene: Scene) -> None:
+    for replica in scene.fabric.replicas:
+        await replica.process.kill()
+
+
+async def start_replicas(scene: Scene) -> None:
+    for replica in scene.fabric.replicas:
+        await replica.start()
+
+
+@asynccontextmanager
+async def frozen_replicas(scene: Scene) -> AsyncIterator[None]:
+    with faults.frozen([replica.process.pid for replica in scene.fabric.replicas]):
+        yield
+
+
+@asynccontextmanager
+async def postgres_gone(scene: Scene) -> AsyncIterator[None]:
+    postgres: Postgres = scene.fabric.postgres
+    await postgres.stop("immediate")
+    yield
+    await postgres.start()
+
+
+async def restart_postgres(scene: Scene) -> None:
+    await scene.fabric.postgres.restart()
+
+
+@asynccontextmanager
+async def database_fails_over(scene: Scene) -> AsyncIterator[None]:
+    """And a change is made on the new server."""
+    assert scene.fabric.databases is not None
+    await scene.fabric.databases.fail_over()
+    yield
+    await _change_arrives(scene, "after-failover.test")
+
+
+@asynccontextmanager
+async def stale_replica(scene: Scene) -> AsyncIterator[None]:
+    """One replica sleeps through a change, then wakes up as the only one: nobody may get from it what was before."""
+    first, second = scene.fabric.replicas
+    with faults.frozen([first.process.pid]):
+        created = await second.api.create("http_loadbalancer", "newer", http_loadbalancer("newer.test", ["only"], ["a"]))
+        await second.api.applied("http_loadbalancer", "newer", revision=created["revision"], timeout_s=60)
+    with faults.frozen([second.process.pid]):
+        client = await scene.a.http(8080, "newer.test")
+        assert (await client.get("/")).is_success, "a replica with a stale cache took a change back"
+        yield
+        assert (await client.get("/")).is_success, "a replica with a stale cache took a change back"
+    await first.api.delete("http_loadbalancer", "newer")
+
+
+@asynccontextmanager
+async def poisoned(scene: Scene) -> AsyncIterator[None]:
+    """A load balancer on a port that something else has taken: only Envoy can find out, and it refuses."""
+    api = scene.fabric.api
+    with scene.a.place.listen(scene.a.node.place.inside, 9099):
+        await api.create("tcp_loadbalancer", "poison", tcp_loadbalancer(["only-bytes"], ["a"], 9099))
+
+        async def is_named() -> bool:
+            status = await api.status("tcp_loadbalancer", "poison")
+            return any(site["state"] == "Rejected" and "9099" in str(site) for site in status["sites"])
+
+        await until(is_named, "the poisoned object to be named", within_s=30)
+        await _change_arrives(scene, "beside-poison.test")
+        yield
+    await api.delete("tcp_loadbalancer", "poison")
+
+
+async def _change_arrives(scene: Scene, domain: str) -> None:
+    name = domain.removesuffix(".test")
+    created = await scene.fabric.api.create("http_loadbalancer", name, http_loadbalancer(domain, ["only"], ["a"]))
+    await scene.fabric.api.applied("http_loadbalancer", name, revision=created["revision"], timeout_s=60)
+    await scene.fabric.api.delete("http_loadbalancer", name)
+
+
+LONG_S, QUICK_S = 600, 30
+
+ROWS = (
+    Row("destination gateway killed", "mesh", "only", _now(kill_envoy_of_b), CLUSTER),
+    Row("destination gateway killed, another cluster serves too", "mesh", "both", _now(kill_envoy_of_b), CLUSTER),
+    Row("destination gateway frozen, another cluster serves too", "mesh", "both", frozen_gateway, CLUSTER),
+    Row("origin site frozen, another cluster serves too", "mesh", "both", frozen_site, CLUSTER),
+    Row("origin node powered off, another cluster serves too", "mesh", "both", powered_off, CLUSTER, settles_s=10),
+    Row("one of three origin nodes killed", "nodes", "only", _now(lambda s: faults.kill([s.b.node]), lambda s: s.b.agent.start()), CLUSTER),
+    Row("one of three origin nodes powered off", "nodes", "only", powered_off, CLUSTER, settles_s=10),
+    Row("all pods of the origin crash, another cluster serves too", "mesh", "both", pods_killed, CLUSTER),
+    Row("origin scaled to zero while the control plane is frozen, HTTP and TCP", "mesh", "both", no_endpoints, CLUSTER),
+    Row("whole origin cluster gone, another serves too", "mesh", "both", cluster_gone, CLUSTER, settles_s=10),
+    Row("link to one cluster cut by reset, another serves too", "mesh", "both", partial(link_to_b, how=faults.reset), TUNNEL),
+    Row("link to one cluster drops everything, another serves too", "mesh", "both", partial(link_to_b, how=faults.silent), TUNNEL),
+    Row("link to one cluster drops one direction, another serves too", "mesh", "both", partial(link_to_b, how=faults.dropped), TUNNEL),
+    Row("agents killed", "mesh", "only", _now(kill_agents, start_agents), NOTHING),
+    Row("Envoy of the caller killed", "mesh", "only", _now(kill_envoy_of_a), CLUSTER),
+    Row("caller's node restarted without a control plane", "mesh", "only", node_restarts_alone, Aim(recovered_s=10)),
+    Row("control plane killed", "mesh", "only", _now(kill_replicas, start_replicas), NOTHING, LONG_S, QUICK_S),
+    Row("control plane frozen", "mesh", "only", frozen_replicas, NOTHING, LONG_S, QUICK_S),
+    Row("Postgres gone", "mesh", "only", postgres_gone, NOTHING, LONG_S, QUICK_S),
+    Row("Postgres restarted", "mesh", "only", _now(restart_postgres), NOTHING),
+    Row("Postgres failed over to another server", "databases", "only", database_fails_over, NOTHING),
+    Row("a replica with a stale cache wakes up alone", "mesh", "only", stale_replica, NOTHING),
+    Row("an object that Envoy rejects, on a site", "mesh", "only", poisoned, NOTHING),
+)
