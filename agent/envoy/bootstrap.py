@@ -28,11 +28,11 @@ _KEPT_STATS = (
     {"prefix": "http.gateway."},
     {"prefix": "http.relay."},
     {"prefix": "cluster.edge|"},
+    {"safe_regex": {"regex": r"cluster\.path\|.*\.ssl\..*"}},
     {"prefix": "cluster.reverse|"},
     {"prefix": f"{DIALLED_TUNNELS}."},
     {"prefix": f"{ACCEPTED_TUNNELS}."},
     {"prefix": "reverse_tunnel."},
-    {"contains": "downstream_cx_active"},
 )
 """A cluster has about a hundred others, which nobody reads."""
 

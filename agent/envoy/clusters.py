@@ -21,6 +21,7 @@ from agent.envoy.messages import (
     Fields,
     about,
     extension,
+    header,
     internal_address,
     milliseconds,
     number,
@@ -145,16 +146,25 @@ def _origin_version(pool: OriginPool) -> Fields:
 
 
 def _origin_filters() -> list[Fields]:
-    """Whichever way a request came, its origin sees nothing of what nodes tell each other.
+    """Whichever way a request came, its origin sees nothing of what nodes tell each other, and cannot speak like one.
 
     The filter's name is its own: under the usual one it would take what routes say to the filter of that name on the downstream side.
     """
-    removed = {"remove_on_match": {"key_matcher": {"prefix": names.PRIVATE_HEADERS}}}
-    mutation = HeaderMutation(mutations={"request_mutations": [removed]})
-    return [
-        extension("isthmus.private_headers_removed", mutation),
-        extension("envoy.filters.http.upstream_codec", UpstreamCodec()),
-    ]
+    removed = [{"remove_on_match": {"key_matcher": {"prefix": names.PRIVATE_HEADERS}}}]
+    return _upstream_filters(
+        "isthmus.private_headers_removed", {"request_mutations": removed, "response_mutations": [{"remove": names.MARKER}]}
+    )
+
+
+def _witnessing_filters() -> list[Fields]:
+    """Of answers that may come from here or from elsewhere: only the export by which it came makes a marker worth believing."""
+    mutation = {"append": header(names.MARKER, names.WITNESSED)}
+    return _upstream_filters("isthmus.marker_witnessed", {"response_mutations": [mutation]})
+
+
+def _upstream_filters(name: str, mutations: Fields) -> list[Fields]:
+    mutation = HeaderMutation(mutations=mutations)
+    return [extension(name, mutation), extension("envoy.filters.http.upstream_codec", UpstreamCodec())]
 
 
 def _local_endpoints(view: PoolView) -> Resource:
@@ -252,7 +262,9 @@ def _aggregate_protocol(clusters: Sequence[str]) -> HttpProtocolOptions:
     is gone for the next, which may go to another site.
     """
     only_here = all(map(names.is_local, clusters))
-    return HttpProtocolOptions(explicit_http_config={"http_protocol_options": {}}, http_filters=_origin_filters() if only_here else [])
+    return HttpProtocolOptions(
+        explicit_http_config={"http_protocol_options": {}}, http_filters=_origin_filters() if only_here else _witnessing_filters()
+    )
 
 
 def internal(name: str, site_id: str = "", **fields: Any) -> Resource:

@@ -54,7 +54,8 @@ def _to_peers(sources: Sources, output: Output) -> None:
 def _listener(other: str, gateways: Iterable[Gateway], uri: str, anchor: str, sources: Sources) -> Resource:
     scope = sources.scope
     claim = reverse.Claim(sources.local.node.node_id, scope.site_id, scope.tenant_id, scope.trust_domain)
-    return reverse.tunnels_listener(other, max(gateway.workers for gateway in gateways), claim, tls.from_node(uri, anchor))
+    needed = 1 + max(gateway.workers for gateway in gateways)
+    return reverse.tunnels_listener(other, -(-needed // sources.local.workers), claim, tls.from_node(uri, anchor))
 
 
 def regional(sources: Sources, output: Output) -> None:

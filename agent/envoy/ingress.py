@@ -17,7 +17,8 @@ from agent.envoy.inputs import Item, ItemId, body
 from agent.envoy.messages import MIB, Fields, extension, flag, milliseconds, number, socket_address
 from agent.envoy.pools import CACHE
 from agent.envoy.resources import Part, Resource, part, resource
-from agent.envoy.routes import HEADER_MUTATION_FILTER, HEADER_TO_METADATA_FILTER
+from agent.envoy.routes import HEADER_MUTATION_FILTER
+from agent.envoy.stickiness import HEADER_TO_METADATA_FILTER
 from agent.protocol.items import HttpLoadBalancer
 
 _STREAM_IDLE_MS = 300_000

@@ -157,6 +157,8 @@ class LocalState:
     """Ids of peers in a common mesh that cannot reach this site: this node keeps reverse tunnels to them."""
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """By reference."""
+    workers: int = 1
+    """Of this node's Envoy, at least. Each keeps reverse tunnels of its own."""
     trusted_ca_file: str = "/etc/ssl/certs/ca-certificates.crt"
     """The public roots, for pools that verify origins by them."""
 

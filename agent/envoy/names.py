@@ -40,6 +40,8 @@ UNREACHED = "unreached"
 """Its value when no origin has seen the request, so that it may be tried elsewhere whatever its method."""
 BROKEN = "broken"
 """Its value when an origin may have seen the request: what `reset` would say if there were no site between."""
+WITNESSED = f"%RESP({MARKER})%@%METADATA(UPSTREAM_HOST:{messages.METADATA}:authority)%"
+"""Its value where origins of this site are among others: what the answer says, and the export by which it came, which only other sites have."""
 PRIVATE_HEADERS = "x-isthmus-"
 """Prefix of what nodes tell each other; clients cannot send it and origins do not see it."""
 LB_HEADER = "x-isthmus-lb"
@@ -58,6 +60,11 @@ PEER_STATE = "isthmus.peer"
 """Filter state: URI of the peer's certificate."""
 EXPORT_STATE = "isthmus.export"
 """Filter state: authority of the export that the gateway opened."""
+
+
+def marked(*values: str) -> str:
+    """Regex: one of these values of the marker, as a destination gives it, or witnessed to be from one."""
+    return rf"(?:{'|'.join(values)})(?:@[^@]+\.http)?"
 
 
 def query_header(parameter: str) -> str:

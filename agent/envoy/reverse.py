@@ -58,12 +58,12 @@ class Claim(NamedTuple):
         return f"{node}:{_site_name(self.site_id)}:{self.tenant_id}"
 
 
-def tunnels_listener(other: str, workers: int, claim: Claim, socket: Fields) -> Resource:
-    """Keeps tunnels to the gateways of `tunnels|other`: one more to each than it has workers, each of which holds on to one.
+def tunnels_listener(other: str, count: int, claim: Claim, socket: Fields) -> Resource:
+    """Each worker keeps `count` tunnels to each gateway of `tunnels|other`; all need one more than that has workers, which each hold on to one.
 
     What comes out of them is a CONNECT stream to this site's own gateway, or it is refused.
     """
-    where = f"rc://{claim}@{names.tunnels(other)}:{workers + 1}"
+    where = f"rc://{claim}@{names.tunnels(other)}:{count}"
     manager = connections.manager(
         stat_prefix=names.RELAYED,
         route_config_name=names.RELAYED,

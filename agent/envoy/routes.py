@@ -9,7 +9,6 @@ from typing import NamedTuple
 from envoy.config.route.v3.route_components_pb2 import VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2 import HeaderMutationPerRoute
-from envoy.extensions.filters.http.header_to_metadata.v3.header_to_metadata_pb2 import Config as HeaderToMetadata
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBACPerRoute
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config_pb2 import PreviousPrioritiesConfig
@@ -17,15 +16,15 @@ from envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_
 from agent.envoy import names
 from agent.envoy.gateway import RBAC_FILTER, rbac
 from agent.envoy.inputs import Item, Scope, body
-from agent.envoy.messages import METADATA, Fields, extension, flag, header, literal, milliseconds, number, packed
+from agent.envoy.messages import Fields, extension, flag, header, literal, milliseconds, number, packed
 from agent.envoy.policy import Requests, headers_of, queries_of, verdicts
 from agent.envoy.pools import CACHE, Reach
 from agent.envoy.predicates import source_ip
 from agent.envoy.problems import Unrenderable
 from agent.envoy.resources import Part, part
+from agent.envoy.stickiness import hashed_cookies, visits
 from agent.protocol.items import (
     Forward,
-    HashPolicy,
     HeaderEdits,
     HeaderMatch,
     HeaderValue,
@@ -38,7 +37,6 @@ from agent.protocol.items import (
     WeightedPool,
 )
 
-HEADER_TO_METADATA_FILTER = "envoy.filters.http.header_to_metadata"
 HEADER_MUTATION_FILTER = "envoy.filters.http.header_mutation"
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """RFC 9110, 9.2.2."""
@@ -113,18 +111,7 @@ def _to_https(context: _Context) -> Fields:
 
 def _filters(lb: HttpLoadBalancer, policies: tuple[Item, ...], scope: Scope) -> Fields:
     """What the filters before the router do for this load balancer."""
-    return {**_hashed_cookies(lb), **_guards(lb, policies, scope)}
-
-
-def _hashed_cookies(lb: HttpLoadBalancer) -> Fields:
-    """Cookies into metadata: there is no command that reads a cookie."""
-    cookies = sorted({policy.cookie for policy in lb.hash_policies if policy.cookie is not None})
-    rules = [{"cookie": name, "on_header_present": {"metadata_namespace": METADATA, "key": _cookie_key(name)}} for name in cookies]
-    return {HEADER_TO_METADATA_FILTER: packed(HeaderToMetadata(request_rules=rules))} if rules else {}
-
-
-def _cookie_key(name: str) -> str:
-    return f"cookie-{name.encode().hex()}"
+    return {**hashed_cookies(lb), **_guards(lb, policies, scope)}
 
 
 def _argument(name: str) -> str:
@@ -152,29 +139,14 @@ def _guards(lb: HttpLoadBalancer, policies: tuple[Item, ...], scope: Scope) -> F
     }
 
 
-def _identification(context: _Context) -> list[Fields]:
-    """What a destination needs to know of the request."""
-    terms = [_hash_value(policy) for policy in context.lb.hash_policies]
-    hashed = [header(names.HASH_HEADER, "|".join(terms))] if terms else []
-    return [header(names.LB_HEADER, names.own_key(context.key)), *hashed]
-
-
 def _host_edits(context: _Context) -> Fields:
     """Ours come last, so that they prevail."""
     edits = _edits(context.lb.headers, context)
     if any(reach.remote is not None for reach in context.reaches.values()):
-        edits["request_headers_to_add"] += _identification(context)
+        edits["request_headers_to_add"].append(header(names.LB_HEADER, context.key))
     if context.lb.hsts and context.door.tls:
         edits["response_headers_to_add"].append(header("strict-transport-security", _HSTS))
     return edits
-
-
-def _hash_value(policy: HashPolicy) -> str:
-    if policy.header is not None:
-        return f"%REQ({_argument(policy.header)})%"
-    if policy.cookie is not None:
-        return f"%DYNAMIC_METADATA({METADATA}:{_cookie_key(policy.cookie)})%"
-    return "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 
 
 def _edits(edits: HeaderEdits, context: _Context) -> Fields:
@@ -218,8 +190,8 @@ def _route(route: Route, context: _Context) -> Iterable[Fields]:
         common["typed_per_filter_config"] = {RBAC_FILTER: packed(RBACPerRoute())}
         common["request_headers_to_add"].append(header(names.EXEMPT_HEADER, "1"))
     for match, action in _actions(route, context):
-        added = [*common["response_headers_to_add"], *action.pop("response_headers_to_add", ())]
-        yield {"match": match, **action, **common, "response_headers_to_add": added}
+        added = {side: [*common[side], *action.pop(side, ())] for side in ("request_headers_to_add", "response_headers_to_add")}
+        yield {"match": match, **action, **common, **added}
 
 
 def _on_port(match: RouteMatch, port: int) -> bool:
@@ -318,11 +290,20 @@ def _redirect_with_query(redirect: Redirect, door: Door) -> Fields:
 
 
 def _forwards(match: RouteMatch, forward: Forward, context: _Context) -> Iterable[tuple[Fields, Fields]]:
-    """Idempotent methods have a route of their own, because a broken connection may be retried only there."""
     targets = _targets(forward.pools, context.reaches)
     if not targets:
         yield _match(match), {"direct_response": {"status": 503, "body": {"inline_string": "no origin pool"}}}
         return
+    crosses = not all(names.is_local(cluster) for order, _ in targets for cluster in order)
+    for visit in visits(forward.hash_policies or context.lb.hash_policies):
+        for conditions, action in _attempts(match, targets, forward, context):
+            yield {**conditions, "headers": [*conditions["headers"], *visit.conditions]}, visit.applied(action, crosses=crosses)
+
+
+def _attempts(
+    match: RouteMatch, targets: Sequence[tuple[tuple[str, ...], int]], forward: Forward, context: _Context
+) -> Iterable[tuple[Fields, Fields]]:
+    """Idempotent methods have a route of their own, because a broken connection may be retried only there."""
     methods = frozenset(match.methods)
     replayable = methods & IDEMPOTENT if methods else IDEMPOTENT
     if replayable != methods and replayable and _retries_by_default(forward.retry):
@@ -374,7 +355,6 @@ def _forward(targets: Sequence[tuple[tuple[str, ...], int]], forward: Forward, c
         **_clusters(targets),
         "timeout": milliseconds(forward.timeout),
         "retry_policy": _retry(forward.retry, idempotent=idempotent),
-        "hash_policy": [_hash(policy) for policy in forward.hash_policies or context.lb.hash_policies],
         **_host(forward),
         **_rewrite(forward),
         **_idle(forward, context.lb),
@@ -396,7 +376,7 @@ def _retry(retry: RetryPolicy, *, idempotent: bool) -> Fields:
     if not retry.num_retries:
         return {}
     conditions = {*(retry.conditions or (_REPLAYED if idempotent else _UNTOUCHED)), "retriable-headers"}
-    marked = {"present_match": True} if "reset" in conditions else {"string_match": {"exact": names.UNREACHED}}
+    marked = names.marked(names.UNREACHED, names.BROKEN) if "reset" in conditions else names.marked(names.UNREACHED)
     if retry.status_codes:
         conditions.add("retriable-status-codes")
     per_try = {"per_try_timeout": milliseconds(retry.per_try_timeout)} if retry.per_try_timeout else {}
@@ -404,22 +384,13 @@ def _retry(retry: RetryPolicy, *, idempotent: bool) -> Fields:
         "retry_on": ",".join(sorted(conditions)),
         "num_retries": number(retry.num_retries),
         "retriable_status_codes": retry.status_codes,
-        "retriable_headers": [{"name": names.MARKER, **marked}],
+        "retriable_headers": [{"name": names.MARKER, "string_match": {"safe_regex": {"regex": marked}}}],
         "retry_priority": extension("envoy.retry_priorities.previous_priorities", PreviousPrioritiesConfig(update_frequency=1)),
         "retry_host_predicate": [extension("envoy.retry_host_predicates.previous_hosts", PreviousHostsPredicate())],
         "host_selection_retry_max_attempts": 3,
         "retry_back_off": {"base_interval": milliseconds(retry.back_off_base), "max_interval": milliseconds(retry.back_off_max)},
         **per_try,
     }
-
-
-def _hash(policy: HashPolicy) -> Fields:
-    if policy.header is not None:
-        return {"header": {"header_name": policy.header}, "terminal": policy.terminal}
-    if policy.cookie is not None:
-        life = {} if policy.cookie_ttl is None else {"ttl": milliseconds(policy.cookie_ttl)}
-        return {"cookie": {"name": policy.cookie, "path": policy.cookie_path, **life}, "terminal": policy.terminal}
-    return {"connection_properties": {"source_ip": True}, "terminal": policy.terminal}
 
 
 def _host(forward: Forward) -> Fields:

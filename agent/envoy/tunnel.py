@@ -41,6 +41,8 @@ _CHECK_EVERY_MS = 500
 _KEEPALIVE_MS = 1_000
 _TCP_KEEPALIVE = {"keepalive_time": number(1), "keepalive_interval": number(1), "keepalive_probes": number(3)}
 _DIRECT = Way(DIRECT, "")
+_AT_ONCE: Fields = {"healthy_panic_threshold": {"value": 0}, "update_merge_window": milliseconds(0)}
+"""What Envoy or the agent finds out about a path counts now: by default a change that follows another within a second waits for the rest of it."""
 _INSIDE = {"inside": "1"}
 """Metadata of endpoints that are internal listeners, by which Envoy chooses their transport socket."""
 
@@ -100,7 +102,7 @@ def _clusters(item: Item, scope: Scope, ways: tuple[Way, ...]) -> tuple[Resource
     peer = body(item, Peer)
     socket = _socket(peer, scope)
     inside = {"name": "inside", "match": _INSIDE, "transport_socket": tls.internal(socket)}
-    fields = _tunnel(socket, transport_socket_matches=[inside])
+    fields = _tunnel(socket, transport_socket_matches=[inside], common_lb_config=_AT_ONCE)
     checked = {"health_checks": [_health_check()]} if _DIRECT in ways else {}
     source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}}
     found = [resource(Cluster(name=names.site(peer.site_id), **source, **fields, **checked), [item.id])]
@@ -135,7 +137,7 @@ def _named_gateways(item: Item, peer: Peer) -> tuple[Resource, ...]:
     fields = {
         "connect_timeout": milliseconds(_CONNECT_TIMEOUT_MS),
         "per_connection_buffer_limit_bytes": number(TUNNEL_BUFFER),
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": _AT_ONCE,
         "circuit_breakers": unlimited(),
         "health_checks": [check],
         "close_connections_on_host_health_failure": True,
@@ -186,7 +188,7 @@ def edge(item: Item, scope: Scope) -> tuple[Resource, ...]:
     about_ = body(item, Edge)
     uri = names.edge_uri(scope.trust_domain, about_.site_id)
     socket = tls.to_node(uri, names.EDGE_ANCHOR_SECRET, server_name=names.relay_server_name(scope.tenant_id))
-    checked = _tunnel(socket, health_checks=[_health_check()])
+    checked = _tunnel(socket, health_checks=[_health_check()], common_lb_config=_AT_ONCE)
     return _gateways(names.edge(about_.site_id), item, about_.site_id, about_.gateways, checked)
 
 
