@@ -1,4 +1,4 @@
-"""`isthmus-controlplane`: serve, migrate, openapi."""
+"""`isthmus-controlplane`: serve, migrate, rekey, openapi."""
 
 import asyncio
 import inspect
@@ -29,9 +29,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from controlplane.app import Work, create_app, open_services, running
 from controlplane.loops import certificate
 from controlplane.loops.retention import Keep
-from controlplane.pki import KeyRing, create_key, issue_server, private_key_pem, to_pem
+from controlplane.pki import KeyRing, Unsealable, create_key, issue_server, private_key_pem, to_pem
+from controlplane.services import rekeying
 from controlplane.services.authorities import Fabric, control_plane_anchor, open_authority
-from controlplane.services.start import CA_FILE, Given, start, write
+from controlplane.services.start import CA_FILE, Given, kept_ring, start, write
 from controlplane.settings import LOOPBACK, PREFIX, Settings
 from controlplane.store import schema
 from controlplane.store.embedded import Embedded
@@ -124,6 +125,46 @@ def migrate(settings: Settings) -> None:
         assert owner_url
         schema.migrate(owner_url, app_url)
     log.info("schema is current", revision=schema.head())
+
+
+@app.command()
+@with_settings
+def rekey(settings: Settings) -> None:
+    """Seal all secrets and keys anew under the newest version of the key-encryption key.
+
+    To replace that key: add a line `2:<base64 of 32 random bytes>` to what every replica is given, and restart all of them; run this, while they
+    serve; remove the line of the old version when nothing is sealed under it any more, and restart them again. It works in small steps that
+    may be interrupted and repeated. Exit status 1: something is left under an older version, by a replica that does not have the newest.
+    """
+    with _database_urls(settings) as (app_url, _), asyncio.Runner() as runner:
+        left = runner.run(_rekey(settings, app_url))
+    if left:
+        _fail(
+            f"{left} secrets and keys are still sealed under older versions: restart replicas that lack the newest, and run this again", 1
+        )
+
+
+async def _rekey(settings: Settings, app_url: URL) -> int:
+    """How much is left under older versions."""
+    ring = _ring(settings) or kept_ring(Given(settings.state_dir, None, "", None).key_file)
+    database = Database(app_url, connections=2)
+    try:
+        await database.check()
+        _tell(ring, await rekeying.count(database))
+        left = await rekeying.reseal(database, ring, partial(_tell, ring))
+        _tell(ring, left)
+        return sum(amount for version, amount in left.items() if version != ring.version)
+    except Unsealable as error:
+        raise Refused(str(error)) from None
+    except SQLAlchemyError as error:
+        raise Refused(f"the database cannot be used: {str(getattr(error, 'orig', error)).strip()}") from error
+    finally:
+        await database.close()
+
+
+def _tell(ring: KeyRing, counts: rekeying.Counts) -> None:
+    """Progress."""
+    typer.echo("sealed " + ", ".join(f"under version {version}: {counts.get(version, 0)}" for version in sorted({*counts, ring.version})))
 
 
 @app.command()
@@ -286,9 +327,9 @@ def _interrupt(*_: object) -> NoReturn:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = 2) -> NoReturn:
     typer.secho(f"isthmus-controlplane: {message}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(2)
+    raise typer.Exit(status)
 
 
 def _configure_logging(level: str) -> None:

@@ -386,10 +386,15 @@ class KeyRing:
         nonce = secrets.token_bytes(_NONCE_BYTES)
         return header + nonce + AESGCM(self.keys[self.version]).encrypt(nonce, plaintext, header + purpose.encode())
 
+    @staticmethod
+    def version_of(sealed: bytes) -> int:
+        """Under which version it was sealed."""
+        return int.from_bytes(sealed[:_VERSION_BYTES], "big")
+
     def unseal(self, sealed: bytes, purpose: str) -> bytes:
         """The inverse of `seal`. Raises `Unsealable`."""
         header, nonce, ciphertext = _split(sealed)
-        version = int.from_bytes(header, "big")
+        version = self.version_of(sealed)
         if version not in self.keys:
             raise Unsealable(f"key-encryption key {version} is missing; there are {sorted(self.keys)}")
         try:

@@ -161,11 +161,11 @@ async def remove(session: AsyncSession, caller: Caller, role: Role, number: int,
         if now < rotation.removable_at:
             _refuse(rotation, f"version {number} cannot be removed: its certificates are in use")
     await enter(session, caller.tenant_id)
-    await store.change(session, gone, state="removed", state_at=now)
+    await store.remove(session, gone, now)
     if role == "root":
         for version in await store.versions(session, None, "servers", lock=True):
             if version.state == "retiring":
-                await store.change(session, version, state="removed", state_at=now)
+                await store.remove(session, version, now)
     await _settle(session, caller, role, "Remove", number, now)
 
 
@@ -204,8 +204,8 @@ async def _replace_servers(session: AsyncSession, caller: Caller, fabric: Fabric
     """Control planes' certificates come from under the new root at once: every node trusts it."""
     versions = await store.versions(session, None, "servers", lock=True)
     for version in versions:
-        if version.state in ("added", "retiring"):
-            await store.change(session, version, state="removed" if version.state == "added" else "retiring", state_at=now)
+        if version.state == "added":
+            await store.remove(session, version, now)
     await _create(session, caller, fabric, "servers", versions, now)
     versions = await store.versions(session, None, "servers")
     await _activate(session, versions, versions[0], now)

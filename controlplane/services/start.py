@@ -16,7 +16,7 @@ from controlplane.pki import KeyRing, Unsealable
 from controlplane.services import authorities, credentials, tenants
 from controlplane.services.authorities import Fabric, control_plane_anchor
 from controlplane.store import credentials as credential_store
-from controlplane.store import facts
+from controlplane.store import facts, sealed
 from controlplane.store import tenants as tenant_store
 from controlplane.store.schema import Refused
 from controlplane.store.session import Database, enter
@@ -80,7 +80,8 @@ async def _found(session: AsyncSession, given: Given, now: datetime) -> Fabric:
 async def _open(session: AsyncSession, given: Given, trust_domain: str) -> Fabric:
     if given.trust_domain not in ("", trust_domain):
         raise Refused(f"the trust domain of this fabric is {trust_domain}; it cannot become {given.trust_domain}")
-    ring = given.ring or _kept_ring(given.key_file)
+    ring = given.ring or kept_ring(given.key_file)
+    await _check_ring(session, ring)
     try:
         return await authorities.load_fabric(session, ring, trust_domain)
     except Unsealable as error:
@@ -106,7 +107,16 @@ async def _set_operator(session: AsyncSession, given: Given, tenant_id: UUID, no
         await credentials.set_operator(session, tenant_id, token, now)
 
 
-def _kept_ring(file: Path) -> KeyRing:
+async def _check_ring(session: AsyncSession, ring: KeyRing) -> None:
+    """Nothing may turn out later to be sealed under a version that is not there."""
+    missing = {version: amount for version, amount in (await sealed.under(session)).items() if version not in ring.keys}
+    if missing:
+        what = ", ".join(f"version {version} ({amount} secrets and keys)" for version, amount in missing.items())
+        raise Refused(f"the key-encryption key lacks {what}: give it back, and run `isthmus-controlplane rekey` before it goes")
+
+
+def kept_ring(file: Path) -> KeyRing:
+    """From the state directory."""
     if not file.exists():
         raise Refused(f"the key-encryption key of this database is not in {file}: without it nothing can be unsealed")
     return KeyRing.parse(file.read_text())

@@ -48,6 +48,12 @@ async def versions(session: AsyncSession, tenant_id: UUID | None, role: str, *, 
     return values(SealedAuthority, await session.scalars(query.with_for_update() if lock else query))
 
 
+async def of_owner(session: AsyncSession, tenant_id: UUID | None) -> tuple[SealedAuthority, ...]:
+    """Of all roles, those that have a key; nobody else changes them until the transaction ends."""
+    query = select(AuthorityRow).where(AuthorityRow.tenant_id.is_not_distinct_from(tenant_id), AuthorityRow.state.in_(TRUSTED))
+    return values(SealedAuthority, await session.scalars(query.order_by(AuthorityRow.role, AuthorityRow.version).with_for_update()))
+
+
 async def certificates(session: AsyncSession, tenant_id: UUID | None, role: str) -> tuple[str, ...]:
     """Every version that is trusted, in PEM, newest first."""
     query = select(AuthorityRow.certificate_pem).where(*_of(tenant_id, role), AuthorityRow.state.in_(TRUSTED))
@@ -59,6 +65,11 @@ async def change(session: AsyncSession, authority: SealedAuthority, **columns: A
     statement = update(AuthorityRow).where(*_of(authority.tenant_id, authority.role), AuthorityRow.version == authority.version)
     await session.execute(statement.values(**columns).execution_options(synchronize_session=False))
     session.expire_all()
+
+
+async def remove(session: AsyncSession, authority: SealedAuthority, now: datetime) -> None:
+    """Nobody trusts it any more; its key is destroyed."""
+    await change(session, authority, state="removed", state_at=now, sealed_key=b"", crl_pem="")
 
 
 async def roots(definer: AsyncConnection) -> tuple[str, ...]:

@@ -376,6 +376,13 @@ FUNCTIONS = {
     "tenant_list()": f"""
         CREATE FUNCTION tenant_list() RETURNS TABLE (id uuid, name text, revision bigint, created_at timestamptz)
         STABLE {DEFINER} AS $$ SELECT t.id, t.name, t.revision, t.created_at FROM tenants t ORDER BY t.name $$""",
+    "sealed_under()": f"""
+        CREATE FUNCTION sealed_under() RETURNS TABLE (version bigint, amount bigint)
+        STABLE {DEFINER} AS $$
+            SELECT ('x' || encode(substring(sealed FOR 4), 'hex'))::bit(32)::bigint AS version, count(*)
+            FROM (SELECT sealed FROM secrets UNION ALL SELECT sealed_key FROM authorities WHERE state <> 'removed') everything
+            GROUP BY 1
+        $$""",
     "retain(timestamptz, timestamptz, timestamptz)": f"""
         CREATE FUNCTION retain(rollups_since timestamptz, audit_since timestamptz, deletions_since timestamptz) RETURNS void
         VOLATILE {DEFINER} AS $$
