@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -29,7 +29,6 @@ from tests.e2e.dataplane_sites import (
     listener,
     live_site,
     pool,
-    tcp_pod,
     until,
 )
 
@@ -50,7 +49,6 @@ class Relayed:
     port: int
     client: httpx.AsyncClient
     stack: AsyncExitStack
-    views: dict[str, bool] = field(default_factory=dict)
 
     @property
     def sites(self) -> tuple[LiveSite, ...]:
@@ -145,7 +143,7 @@ async def relayed(number: int, **log_levels: str) -> AsyncIterator[Relayed]:
     ours, theirs, edges = Trust.create(root=root), Trust.create(OTHER_TENANT, root), Trust.of_edges(root)
     async with AsyncExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(1))
-        sites = {}
+        sites: dict[str, LiveSite] = {}
         for place, (name, trust) in enumerate({"a": ours, "b": ours, "x": theirs, "e": edges, "f": edges}.items(), number):
             sites[name] = await stack.enter_async_context(
                 live_site(name, place, trust, edges=edges, log_level=log_levels.get(name, "warning"))
