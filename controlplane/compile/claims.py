@@ -15,6 +15,8 @@ from controlplane.resources.tcp_loadbalancer import TcpLoadBalancer
 
 LoadBalancer = HttpLoadBalancer | TcpLoadBalancer
 
+PUBLIC: Network = "outside"
+"""The one network of regional edges."""
 REDIRECT_PORT = 80
 """Where `http_redirect` listens."""
 
@@ -39,6 +41,8 @@ def claimed(load_balancer: Stored[LoadBalancer], topology: Topology) -> frozense
     protocol: Protocol = "tcp" if isinstance(spec, TcpLoadBalancer) else "https" if spec.https else "http"
     domains = ("",) if isinstance(spec, TcpLoadBalancer) else spec.domains
     places = {place for where in advertised(spec) for place in _places(where, _own_ports(spec), topology)}
+    if spec.advertise_on_public_default_vip:
+        places |= {Place(edge, PUBLIC, "", port) for edge in topology.edges for port in _own_ports(spec)}
     taken = {Claim(*place, protocol, domain) for place in places for domain in domains}
     if isinstance(spec, HttpLoadBalancer) and spec.https and spec.https.http_redirect:
         redirects = {place._replace(port=REDIRECT_PORT) for place in places} - places
@@ -79,6 +83,10 @@ def _networks(where: AdvertiseWhere, topology: Topology) -> Iterator[tuple[str, 
     vip = getattr(place, "ip", None) or ""
     networks = ("service",) if name == "vk8s_service" else _NETWORKS[place.network]
     for site_id in _sites(place, topology):
+        if site_id in topology.edges:
+            if PUBLIC in networks and not vip:
+                yield site_id, PUBLIC, ""
+            continue
         for network in networks[:1] if vip else networks:
             yield site_id, network, vip
 

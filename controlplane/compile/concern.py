@@ -59,7 +59,7 @@ def _of_pool(key: Key, made: Plan) -> frozenset[str]:
 def _of_load_balancer(stored: Stored[LoadBalancer], made: Plan) -> frozenset[str]:
     """Where it is wanted, and where it calls. Where it competes, who gives way to whom decides for other load balancers, too."""
     balancer = placement(stored, made.topology)
-    contested = (site_id for site_id in balancer.claims if made.listeners[site_id].conflicts)
+    contested = (site_id for site_id in balancer.claims if site_id in made.listeners and made.listeners[site_id].conflicts)
     others = (other for site_id in contested for other in made.wanted[site_id])
     return frozenset(balancer.claims) | _behind((balancer, *others), made)
 

@@ -40,6 +40,10 @@ class Intent:
 
     tenant: Tenant
     objects: Mapping[str, Mapping[Key, Stored[Any]]]
+    edges: Mapping[Key, Stored[Any]] = field(default_factory=dict)
+    """The fabric's regional edges, which are among the objects of the operator's tenant as well."""
+    names: frozenset[str] = frozenset()
+    """Public names that belong to the tenant."""
 
     def of(self, kind: str) -> Mapping[Key, Stored[Any]]:
         """Objects of a kind; empty if there are none."""
@@ -51,7 +55,7 @@ class Intent:
 
     def find(self, kind: str, key: Key) -> Stored[Any] | None:
         """An object that is there and not disabled."""
-        stored = self.of(kind).get(key)
+        stored = self.of(kind).get(key) or (self.edges.get(key) if kind == "site" else None)
         return None if stored is None or stored.metadata.disable else stored
 
 
@@ -60,4 +64,6 @@ class Observations:
     """What sites reported and compilers may use."""
 
     gateways: Mapping[str, tuple[Gateway, ...]] = field(default_factory=dict)
-    """By site id, sorted by node id."""
+    """By site id, sorted by node id; of regional edges too."""
+    homes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By customer edge: ids of the regional edges to which it keeps reverse tunnels, in the order of use."""

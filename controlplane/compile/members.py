@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 
 from controlplane.compile.intent import Intent
 from controlplane.compile.meshes import Mesh, meshes
@@ -22,15 +23,17 @@ class Topology:
     """The sites of a tenant. Equal sites, virtual sites and mesh groups give the very same topology, so it is a cheap key of caches."""
 
     sites: Mapping[str, Stored[Site]]
-    """By id, sorted."""
+    """By id, sorted; with the regional edges, which belong to no mesh."""
     ids: Mapping[Key, str]
-    """Of sites, by key."""
+    """Of sites, by key. A site of the tenant comes before an edge of its name."""
     members: Mapping[Key, frozenset[str]]
     """Of virtual sites: ids of sites."""
     meshes: Mapping[Key, Mesh]
     """By key of the group."""
     conflicts: tuple[Condition, ...]
     """Of sites that are hub and spoke of the same relation."""
+    edges: frozenset[str] = frozenset()
+    """Ids of those sites that are regional edges."""
 
     def joining(self, one: str, other: str) -> tuple[Mesh, ...]:
         """The meshes that join both sites directly."""
@@ -54,12 +57,14 @@ class Topology:
 
 def topology(intent: Intent) -> Topology:
     """Of the objects that are not disabled."""
-    return _topology(intent.enabled("site"), intent.enabled("virtual_site"), intent.enabled("site_mesh_group"))
+    customers = tuple(site for site in intent.enabled("site") if not site.spec.is_edge)
+    edges = tuple(edge for _, edge in sorted(intent.edges.items(), key=itemgetter(0)) if not edge.metadata.disable)
+    return _topology(customers, edges, intent.enabled("virtual_site"), intent.enabled("site_mesh_group"))
 
 
 def members(virtual_site: Stored[VirtualSite], intent: Intent) -> frozenset[str]:
     """Ids of the sites that the virtual site selects."""
-    return _selected(virtual_site.spec, intent.enabled("site"))
+    return _selected(virtual_site.spec, (*intent.enabled("site"), *intent.edges.values()))
 
 
 def labels(site: Stored[Site]) -> dict[str, str]:
@@ -73,14 +78,20 @@ def labels(site: Stored[Site]) -> dict[str, str]:
 
 @lru_cache(maxsize=256)
 def _topology(
-    sites: tuple[Stored[Site], ...], virtual_sites: tuple[Stored[VirtualSite], ...], groups: tuple[Stored[SiteMeshGroup], ...]
+    customers: tuple[Stored[Site], ...],
+    edges: tuple[Stored[Site], ...],
+    virtual_sites: tuple[Stored[VirtualSite], ...],
+    groups: tuple[Stored[SiteMeshGroup], ...],
 ) -> Topology:
+    sites = (*edges, *customers)
     selected = {virtual_site.key: _selected(virtual_site.spec, sites) for virtual_site in virtual_sites}
     by_id = {str(site.uid): site for site in sorted(sites, key=lambda site: str(site.uid))}
-    joined, conflicts = meshes(groups, selected, {site_id: site.metadata.name for site_id, site in by_id.items()})
-    return Topology(by_id, {site.key: str(site.uid) for site in sites}, selected, joined, conflicts)
+    joinable = {site.key: selected[site.key] for site in virtual_sites if site.spec.site_type == "CUSTOMER_EDGE"}
+    joined, conflicts = meshes(groups, joinable, {site_id: site.metadata.name for site_id, site in by_id.items()})
+    ids = {site.key: str(site.uid) for site in sites}
+    return Topology(by_id, ids, selected, joined, conflicts, frozenset(str(edge.uid) for edge in edges))
 
 
 def _selected(virtual_site: VirtualSite, sites: Sequence[Stored[Site]]) -> frozenset[str]:
-    selector = virtual_site.site_selector.selector
-    return frozenset(str(site.uid) for site in sites if selector.matches(labels(site)))
+    selector, wanted = virtual_site.site_selector.selector, virtual_site.site_type
+    return frozenset(str(site.uid) for site in sites if site.spec.site_type == wanted and selector.matches(labels(site)))

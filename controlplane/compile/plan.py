@@ -4,7 +4,7 @@ Worked out once per intent. What depends on one object only is remembered per ob
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from operator import attrgetter
@@ -12,13 +12,14 @@ from typing import Literal, NamedTuple
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
+from controlplane.compile import public_names
 from controlplane.compile.intent import CACHE, Intent
 from controlplane.compile.listeners import Placement, SiteListeners, placement, settle
 from controlplane.compile.load_balancers import load_balancer_item
 from controlplane.compile.members import Topology, topology
 from controlplane.compile.policies import CompiledPolicy, compile_policy
 from controlplane.compile.pools import Locations, locations, pool_item
-from controlplane.compile.snapshot import CompiledItem
+from controlplane.compile.snapshot import CompiledItem, Condition
 from controlplane.resources.base import Key, Stored
 from controlplane.resources.healthcheck import Healthcheck
 from controlplane.resources.origin_pool import OriginPool
@@ -32,7 +33,9 @@ class Use(NamedTuple):
     load_balancer: str
     protocol: Literal["http", "tcp"]
     sites: tuple[str, ...]
-    """Where it is advertised: ids, sorted."""
+    """Customer edges where it is advertised: ids, sorted."""
+    edges: tuple[str, ...]
+    """Regional edges where it is."""
     policies: tuple[str, ...] | None
     policy_headers: tuple[str, ...]
 
@@ -42,6 +45,8 @@ class Export(NamedTuple):
     item: CompiledItem
     callers: frozenset[str]
     """Ids of other sites."""
+    edges: frozenset[str]
+    """Ids of regional edges that call it."""
     policies: frozenset[str]
     """Keys of those that apply here."""
 
@@ -52,6 +57,7 @@ class PlannedLoadBalancer:
 
     placement: Placement
     sites: tuple[str, ...]
+    """With the regional edges."""
     item: CompiledItem
     use: Use
     """What it does with each of its pools."""
@@ -83,6 +89,8 @@ class Plan:
     users: Mapping[Key, tuple[PlannedLoadBalancer, ...]]
     """By pool; also of pools that are not there."""
     pools: Mapping[Key, PlannedPool]
+    refused: tuple[Condition, ...]
+    """What regional edges do not do."""
 
     @cached_property
     def served(self) -> Mapping[str, tuple[PlannedPool, ...]]:
@@ -118,12 +126,25 @@ class Plan:
 def plan(intent: Intent) -> Plan:
     where = topology(intent)
     placements = _placements(intent, where)
-    wanted = _by_site(placements)
+    barred = {each: found for each in placements if (found := public_names.barred(each, where, intent.names))}
+    wanted = _by_site(placements, barred, where)
     listeners = {site_id: settle(site_id, where.sites[site_id].metadata.name, at_site) for site_id, at_site in wanted.items()}
     policies = {str(stored.key): compile_policy(stored, where) for stored in intent.enabled("service_policy")}
-    load_balancers = _load_balancers(placements, listeners, policies, intent)
+    load_balancers = _load_balancers(listeners, policies, intent, where)
     users = _users(load_balancers.values())
-    return Plan(intent, where, wanted, listeners, load_balancers, policies, users, _pools(users, where, intent))
+    pools = _pools(users, where, intent)
+    return Plan(
+        intent, where, wanted, listeners, load_balancers, policies, users, pools, (*barred.values(), *_undialled(load_balancers, pools))
+    )
+
+
+def _undialled(load_balancers: Mapping[Placement, PlannedLoadBalancer], pools: Mapping[Key, PlannedPool]) -> Iterator[Condition]:
+    """Regional edges dial nothing but tunnels."""
+    for balancer, planned in load_balancers.items():
+        for key in sorted(balancer.pools) if planned.use.edges else ():
+            if key in pools and pools[key].locations.anywhere:
+                message = f"regional edges reach what is at sites, and not the public origin servers of origin_pool {key}"
+                yield Condition(balancer.stored.kind, balancer.stored.key, "Unreachable", message)
 
 
 @lru_cache(CACHE)
@@ -132,13 +153,15 @@ def export(site_id: str, pool: PlannedPool) -> Export | None:
 
     A site dials its own origins of HTTP load balancers directly, those of TCP load balancers through its own gateway.
     """
-    allowed = tuple(made for use in pool.uses if (made := _export_use(site_id, use, pool)).peers)
+    made = (_export_use(site_id, use, pool) for use in pool.uses)
+    allowed = tuple(use for use in made if use.peers or use.edges)
     if not allowed:
         return None
     return Export(
         pool=pool.key,
         item=CompiledItem.of(ItemKind.EXPORT, str(pool.key), items.Export(pool=str(pool.key), uses=allowed)),
         callers=frozenset(peer for use in allowed for peer in use.peers) - {site_id},
+        edges=frozenset(edge for use in allowed for edge in use.edges),
         policies=frozenset(policy for use in allowed for policy in use.policies or ()),
     )
 
@@ -149,6 +172,7 @@ def _export_use(site_id: str, use: Use, pool: PlannedPool) -> items.ExportUse:
         load_balancer=use.load_balancer,
         protocol=use.protocol,
         peers=tuple(site for site in use.sites if (use.protocol == "tcp" if site == site_id else open_to_others)),
+        edges=use.edges if open_to_others else (),
         policies=use.policies,
         policy_headers=use.policy_headers,
     )
@@ -160,24 +184,31 @@ def _placements(intent: Intent, where: Topology) -> list[Placement]:
     return sorted((placement(each, where) for each in stored), key=attrgetter("rank"))
 
 
-def _by_site(placements: Iterable[Placement]) -> Mapping[str, tuple[Placement, ...]]:
+def _by_site(placements: Iterable[Placement], barred: Collection[Placement], where: Topology) -> Mapping[str, tuple[Placement, ...]]:
+    """`barred`: those that may not be on regional edges."""
     found: dict[str, list[Placement]] = defaultdict(list)
     for candidate in placements:
         for site_id in candidate.claims:
-            found[site_id].append(candidate)
+            if site_id not in where.edges or candidate not in barred:
+                found[site_id].append(candidate)
     return {site_id: tuple(at_site) for site_id, at_site in found.items()}
 
 
 def _load_balancers(
-    wanted: Iterable[Placement], listeners: Mapping[str, SiteListeners], policies: Mapping[str, CompiledPolicy], intent: Intent
+    listeners: Mapping[str, SiteListeners], policies: Mapping[str, CompiledPolicy], intent: Intent, where: Topology
 ) -> Mapping[Placement, PlannedLoadBalancer]:
-    lost = {(loser, site_id) for site_id, at_site in listeners.items() for loser in at_site.rejected}
+    """Oldest first."""
+    at: dict[Placement, list[str]] = defaultdict(list)
+    for site_id in sorted(listeners):
+        for balancer in listeners[site_id].accepted:
+            at[balancer].append(site_id)
     pools = {key for key, stored in intent.of("origin_pool").items() if not stored.metadata.disable}
     found = {}
-    for balancer in wanted:
-        sites = tuple(site_id for site_id in balancer.claims if (balancer, site_id) not in lost) if lost else tuple(balancer.claims)
-        if sites:
-            found[balancer] = _load_balancer(balancer, sites, balancer.pools - pools, *_applied(balancer.policies, policies, intent))
+    for balancer in sorted(at, key=attrgetter("rank")):
+        sites = tuple(at[balancer])
+        edges = tuple(site_id for site_id in sites if site_id in where.edges)
+        applied = _applied(balancer.policies, policies, intent)
+        found[balancer] = _load_balancer(balancer, sites, edges, balancer.pools - pools, *applied)
     return found
 
 
@@ -185,12 +216,14 @@ def _load_balancers(
 def _load_balancer(
     placement: Placement,
     sites: tuple[str, ...],
+    edges: tuple[str, ...],
     missing: frozenset[Key],
     policies: tuple[str, ...] | None,
     policy_headers: tuple[str, ...],
 ) -> PlannedLoadBalancer:
     item = load_balancer_item(placement.stored, missing, policies)
-    use = Use(str(placement.stored.key), "tcp" if placement.tcp else "http", sites, policies, policy_headers)
+    customers = tuple(site_id for site_id in sites if site_id not in edges) if edges else sites
+    use = Use(str(placement.stored.key), "tcp" if placement.tcp else "http", customers, edges, policies, policy_headers)
     return PlannedLoadBalancer(placement, sites, item, use)
 
 

@@ -68,7 +68,7 @@ def pool_item(
 def _sites(server: OriginServer, topology: Topology) -> tuple[str, ...] | None:
     _, origin = chosen(server, "choice")
     locator = getattr(origin, "site_locator", None)
-    return tuple(sorted(topology.located(locator.site, locator.virtual_site))) if locator else None
+    return tuple(sorted(topology.located(locator.site, locator.virtual_site) - topology.edges)) if locator else None
 
 
 def _origins(spec: OriginPool, sites: tuple[tuple[str, ...] | None, ...]) -> tuple[items.Origin, ...]:

@@ -1,17 +1,16 @@
 """Intent and observations in, the snapshot of one site out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from operator import attrgetter
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
 from controlplane.compile.discoveries import discovery_item, watching
 from controlplane.compile.intent import CACHE, Intent, Observations, Tenant
 from controlplane.compile.members import labels
-from controlplane.compile.plan import Plan, plan
+from controlplane.compile.plan import Export, Plan, plan
 from controlplane.compile.references import dangling
-from controlplane.compile.snapshot import CompiledItem, Condition, Snapshot
+from controlplane.compile.snapshot import CompiledItem, Condition, Snapshot, snapshot_of
 from controlplane.resources.base import Stored
 from controlplane.resources.site import Site
 
@@ -27,15 +26,14 @@ def compile_site(site_id: str, intent: Intent, observations: Observations) -> Sn
     """
     made = plan(intent)
     site = made.topology.sites.get(site_id)
-    found = sorted(_items(site, made, observations), key=attrgetter("kind", "key")) if site else ()
-    return Snapshot(site_id, {(item.kind, item.key): item for item in found})
+    return snapshot_of(site_id, _items(site, made, observations) if site else ())
 
 
 def conditions(intent: Intent) -> tuple[Condition, ...]:
-    """What users should know of their objects, whether or not a site has them: dangling references, then conflicts of meshes and by site."""
+    """What users should know of their objects, whether or not a site has them: dangling references, conflicts of meshes, what edges refuse, conflicts by site."""
     made = plan(intent)
     conflicts = (condition for site_id in sorted(made.listeners) for condition in made.listeners[site_id].conflicts)
-    return (*dangling(intent), *made.topology.conflicts, *conflicts)
+    return (*dangling(intent), *made.topology.conflicts, *made.refused, *conflicts)
 
 
 def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[CompiledItem]:
@@ -45,14 +43,16 @@ def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[C
     exports = made.exports(site_id)
     pools = made.called(listening).union(made.pools[export.pool] for export in exports)
     policies = {policy for balancer in balancers for policy in balancer.use.policies or ()}.union(*(export.policies for export in exports))
+    peers = made.peers(site_id, exports)
     return [
-        _site(site, made.intent.tenant),
+        site_item(site, made.intent.tenant),
         *(made.listeners[site_id].items if listening else ()),
         *[balancer.item for balancer in balancers],
         *[export.item for export in exports],
         *[pool.item for pool in pools],
         *[made.policies[policy].item for policy in policies],
-        *[_peer_of(site_id, peer, made, observations) for peer in made.peers(site_id, exports)],
+        *[_peer_of(site_id, peer, made, observations) for peer in peers],
+        *_edges(site_id, peers, exports, made, observations),
         *_discoveries(site_id, made),
     ]
 
@@ -61,7 +61,21 @@ def _peer_of(site_id: str, peer: str, made: Plan, observations: Observations) ->
     """Without a common mesh there is no direct path, and so nothing to dial."""
     direct = made.topology.joined(site_id, peer)
     gateways = observations.gateways.get(peer, ()) if direct else ()
-    return _peer(peer, made.topology.sites[peer].metadata.name, direct, gateways)
+    site = made.topology.sites[peer]
+    return _peer(peer, site.metadata.name, direct, gateways, _ways(site_id, peer, made, observations), site.spec.drain)
+
+
+def _ways(site_id: str, peer: str, made: Plan, observations: Observations) -> tuple[str, ...]:
+    """Ids of the regional edges through which the peer may be reached, in the order of use."""
+    homes = observations.homes.get(peer, ()) if made.topology.fallback(site_id, peer) else ()
+    return tuple(edge for edge in homes if edge in made.topology.edges)
+
+
+def _edges(site_id: str, peers: Iterable[str], exports: Iterable[Export], made: Plan, observations: Observations) -> Iterator[CompiledItem]:
+    """It keeps tunnels to its homes, and to the edges that call its exports; what leads to its peers it only dials."""
+    own = {*observations.homes.get(site_id, ()), *(edge for export in exports for edge in export.edges)}
+    for edge in sorted(own.union(*(_ways(site_id, peer, made, observations) for peer in peers)) & made.topology.edges):
+        yield _edge(made.topology.sites[edge], observations.gateways.get(edge, ()), edge in own)
 
 
 def _discoveries(site_id: str, made: Plan) -> Iterator[CompiledItem]:
@@ -71,7 +85,8 @@ def _discoveries(site_id: str, made: Plan) -> Iterator[CompiledItem]:
 
 
 @lru_cache(CACHE)
-def _site(site: Stored[Site], tenant: Tenant) -> CompiledItem:
+def site_item(site: Stored[Site], tenant: Tenant) -> CompiledItem:
+    """Of a regional edge too, whose tenant is the operator's."""
     body = items.Site(
         tenant_id=tenant.id,
         tenant=tenant.name,
@@ -79,7 +94,8 @@ def _site(site: Stored[Site], tenant: Tenant) -> CompiledItem:
         name=site.metadata.name,
         labels=dict(sorted(labels(site).items())),
         trust_domain=tenant.trust_domain,
-        peer_anchor_pem=tenant.peer_anchor_pem,
+        kind="regional_edge" if site.spec.is_edge else "customer_edge",
+        peer_anchor_pem="" if site.spec.is_edge else tenant.peer_anchor_pem,
         edge_anchor_pem=tenant.edge_anchor_pem,
         control_plane_anchor_pem=tenant.control_plane_anchor_pem,
         tunnel_dead_timeout=site.spec.tunnel_dead_timeout or _DEAD_TIMEOUT_MS,
@@ -88,5 +104,15 @@ def _site(site: Stored[Site], tenant: Tenant) -> CompiledItem:
 
 
 @lru_cache(CACHE)
-def _peer(site_id: str, name: str, direct: bool, gateways: tuple[items.Gateway, ...]) -> CompiledItem:
-    return CompiledItem.of(ItemKind.PEER, site_id, items.Peer(site_id=site_id, name=name, gateways=gateways, direct=direct))
+def _peer(
+    site_id: str, name: str, direct: bool, gateways: tuple[items.Gateway, ...], edges: tuple[str, ...], draining: bool
+) -> CompiledItem:
+    body = items.Peer(site_id=site_id, name=name, gateways=gateways, direct=direct, edges=edges, draining=draining)
+    return CompiledItem.of(ItemKind.PEER, site_id, body)
+
+
+@lru_cache(CACHE)
+def _edge(edge: Stored[Site], gateways: tuple[items.Gateway, ...], home: bool) -> CompiledItem:
+    site_id = str(edge.uid)
+    body = items.Edge(site_id=site_id, name=edge.metadata.name, gateways=gateways, home=home, draining=edge.spec.drain)
+    return CompiledItem.of(ItemKind.EDGE, site_id, body)

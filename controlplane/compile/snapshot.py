@@ -1,8 +1,9 @@
 """What the compilers produce."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 from agent.protocol.base import Body, content_hash
 from agent.protocol.items import ItemKind
@@ -37,7 +38,7 @@ class Condition:
     kind: str
     key: Key
     type: str
-    """`Conflicted`, `SiteGone` or `Unresolved`."""
+    """`Conflicted`, `NotYours`, `SiteGone`, `Unreachable` or `Unresolved`."""
     message: str
     site_id: str = ""
     """Where it holds; empty: everywhere."""
@@ -53,3 +54,8 @@ class Snapshot:
     @cached_property
     def manifest(self) -> Manifest:
         return Manifest(entries=tuple([item.entry for item in self.items.values()]))
+
+
+def snapshot_of(site_id: str, items: Iterable[CompiledItem]) -> Snapshot:
+    """Of items in any order."""
+    return Snapshot(site_id, {(item.kind, item.key): item for item in sorted(items, key=attrgetter("kind", "key"))})

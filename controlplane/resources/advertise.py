@@ -8,7 +8,7 @@ from controlplane.resources.base import Choice, Empty, SiteRef, Value, VirtualSi
 from controlplane.resources.enumeration import Names
 from controlplane.resources.scalars import Ipv4, Port, PortRanges
 
-EDGES = "needs regional edges, not supported yet"
+PUBLIC_IPS = "public_ip objects are not supported: give advertise_on_public_default_vip, or a site or virtual_site of regional edges"
 INTERNET_VIP = "internet VIPs are not supported"
 
 SiteNetwork = Annotated[
@@ -68,7 +68,7 @@ class AdvertiseWhere(Value):
             required=True,
             refused={
                 "virtual_network": "virtual networks are not supported",
-                "advertise_on_public": EDGES,
+                "advertise_on_public": PUBLIC_IPS,
                 "segment": "network segments are not supported",
                 "site_segment": "network segments are not supported",
                 "virtual_site_segment": "network segments are not supported",
@@ -94,7 +94,7 @@ class AdvertiseCustom(Value):
 
 ADVERTISE_CHOICE = Choice(
     "advertise_choice",
-    ("advertise_custom", "do_not_advertise"),
+    ("advertise_custom", "advertise_on_public_default_vip", "do_not_advertise"),
     required=True,
-    refused={"advertise_on_public_default_vip": EDGES, "advertise_on_public": EDGES},
+    refused={"advertise_on_public": PUBLIC_IPS},
 )

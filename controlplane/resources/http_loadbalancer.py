@@ -231,6 +231,8 @@ class HttpLoadBalancer(Resource):
     http: Http | None = None
     https: Https | None = None
     advertise_custom: AdvertiseCustom | None = None
+    advertise_on_public_default_vip: Empty | None = None
+    """On all regional edges."""
     do_not_advertise: Empty | None = None
     default_route_pools: tuple[PoolWithWeight, ...] | None = Field(None, max_length=8)
     """Where requests go that no route matches; `default_pool_list` is another way to say it."""

@@ -54,6 +54,8 @@ class TcpLoadBalancer(Resource):
     no_sni: Empty | None = None
     tcp: Empty | None = None
     advertise_custom: AdvertiseCustom | None = None
+    advertise_on_public_default_vip: Empty | None = None
+    """On all regional edges."""
     do_not_advertise: Empty | None = None
     origin_pools_weights: tuple[PoolWithWeight, ...] = Field(min_length=1, max_length=16)
     hash_policy_choice_round_robin: Empty | None = None

@@ -41,16 +41,22 @@ def _refs(spec: Resource) -> dict[str, str]:
     return {path: f"secret:{uuid5(NAMESPACE_URL, path)}:1" for path, secret in secrets_in(spec) if secret.ref is None}
 
 
-def intent_of(objects: Iterable[Stored[Any]]) -> Intent:
+def intent_of(objects: Iterable[Stored[Any]], names: frozenset[str] = frozenset()) -> Intent:
+    """As a tenant that is not the operator's has it."""
     kinds: dict[str, dict[Key, Stored[Any]]] = {}
     for each in objects:
         kinds.setdefault(each.kind, {})[each.key] = each
-    return Intent(TENANT, kinds)
+    sites = kinds.pop("site", {})
+    edges = {key: site for key, site in sites.items() if site.spec.is_edge}
+    customers = {key: site for key, site in sites.items() if key not in edges}
+    return Intent(TENANT, {**kinds, "site": customers} if customers else kinds, edges, names)
 
 
 def intent(*bodies: Body) -> Intent:
-    """Created one after the other."""
-    return intent_of(stored(body, created_revision=number) for number, body in enumerate(bodies, start=1))
+    """Created one after the other. Bodies of kind `public_name` are names of the tenant."""
+    names = frozenset(body["name"] for body in bodies if body["kind"] == "public_name")
+    objects = (body for body in bodies if body["kind"] != "public_name")
+    return intent_of((stored(body, created_revision=number) for number, body in enumerate(objects, start=1)), names)
 
 
 def read_intent(text: str) -> Intent:
@@ -63,11 +69,12 @@ def id_of(site: str) -> str:
     return f"00000000-0000-4000-8000-{site.encode().hex():0>12}"
 
 
-def observations_of(sites: Mapping[Key, Stored[Any]]) -> Observations:
-    """One gateway for each site."""
-    return Observations(
-        {str(site.uid): (Gateway(node_id=f"node-{key.name}", host=f"{key.name}.test", port=15443),) for key, site in sites.items()}
-    )
+def observations_of(intent: Intent) -> Observations:
+    """One gateway for each site, and the first two edges as homes of each customer edge."""
+    sites = {**intent.of("site"), **intent.edges}
+    gateways = {str(site.uid): (Gateway(node_id=f"node-{key.name}", host=f"{key.name}.test", port=15443),) for key, site in sites.items()}
+    homes = tuple(str(intent.edges[key].uid) for key in sorted(intent.edges)[:2])
+    return Observations(gateways, {str(site.uid): homes for site in intent.of("site").values()} if homes else {})
 
 
 def body(kind: str, name: str, spec: Mapping[str, Any], namespace: str = "shop", **metadata: Any) -> Body:

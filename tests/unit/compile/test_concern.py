@@ -30,7 +30,7 @@ def concerned(intent: Intent, kind: str, name: str, namespace: str = "shop") -> 
 
 
 def changed(before: Intent, after: Intent) -> set[str]:
-    observations = observations_of(after.of("site"))
+    observations = observations_of(after)
     return {
         site_id
         for site_id in (A, B, C)

@@ -155,4 +155,4 @@ def test_a_label_brings_a_conflict_and_a_label_ends_it() -> None:
 
 def test_who_lost_everywhere_is_not_let_in_at_the_origin() -> None:
     given = intent(site("a"), site("b"), pool("pool", "b"), http("old", [], ["a"]), http("new", ["pool"], ["a"], domains=["old.test"]))
-    assert [str(kind) for kind, _ in compile_site(B, given, observations_of(given.of("site"))).items] == ["site"]
+    assert [str(kind) for kind, _ in compile_site(B, given, observations_of(given)).items] == ["site"]

@@ -96,7 +96,7 @@ def test_a_changed_label_concerns_whoever_it_joins() -> None:
     services = (pool("pool", "a"), http("lb", ["pool"], ["c", "d"]))
     before = intent(*STAR, *services)
     after = intent(*(site("a") if each is SITES[0] else each for each in STAR), *services)
-    observations = observations_of(before.of("site"))
+    observations = observations_of(before)
     touched = concerned_sites("site", Key("system", "a"), before) | concerned_sites("site", Key("system", "a"), after)
     for site_id in (A, B, C, D):
         same = compile_site(site_id, before, observations).manifest == compile_site(site_id, after, observations).manifest

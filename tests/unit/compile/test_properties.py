@@ -22,7 +22,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 def compiled(intent: Intent) -> dict[str, Snapshot]:
-    observations = observations_of(intent.of("site"))
+    observations = observations_of(intent)
     return {site_id: compile_site(site_id, intent, observations) for site_id in SITE_IDS}
 
 

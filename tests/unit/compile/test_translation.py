@@ -103,7 +103,7 @@ def test_gateways_follow_what_peers_report() -> None:
     joined = body("site_mesh_group", "m", {"full_mesh": {}, "virtual_site": [{"namespace": "shared", "name": "v"}]}, "system")
     everyone = body("virtual_site", "v", {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["ves.io/siteName"]}}, "shared")
     given = intent(site("a"), site("b"), everyone, joined, pool("pool", "b"), http("lb", ["pool"], ["a"]))
-    told = compile_site(A, given, observations_of(given.of("site")))
+    told = compile_site(A, given, observations_of(given))
     assert items.Peer.read(told.items[ItemKind.PEER, B].body).gateways[0].host == "b.test"
     assert item(given, ItemKind.PEER, B).gateways == ()
 

@@ -26,7 +26,7 @@ def policy(**conditions: Any) -> dict[str, Any]:
     return {"rule_list": {"rules": [{"metadata": {"name": "r"}, "spec": conditions}]}}
 
 
-EDGES = "needs regional edges, not supported yet"
+PUBLIC_IPS = "public_ip objects are not supported: give advertise_on_public_default_vip, or a site or virtual_site of regional edges"
 RULE = "spec.rule_list.rules[0].spec"
 
 CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
@@ -55,9 +55,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "a public VIP": (
         "http_loadbalancer",
-        {"domains": ["a"], "http": {}, "advertise_on_public_default_vip": {}},
-        "spec.advertise_on_public_default_vip",
-        EDGES,
+        {"domains": ["a"], "http": {}, "advertise_on_public": {"public_ip": {"name": "vip"}}},
+        "spec.advertise_on_public",
+        PUBLIC_IPS,
     ),
     "managed DNS": (
         "http_loadbalancer",
