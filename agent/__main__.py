@@ -92,7 +92,7 @@ def _show(said: dict[str, Any]) -> None:
 
 
 def _lines(said: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
-    yield "node", f"{said['node']} of site {said['site']}, agent {said['version']}, process {said['pid']}"
+    yield "node", f"{said['node']} of {said['kind'].replace('_', ' ')} {said['site']}, agent {said['version']}, process {said['pid']}"
     yield "control plane", f"{said['control_plane']}, {'connected' if said['connected'] else 'away: ' + said['last_error']}"
     yield "envoy", f"{said['envoy']}, process {said['envoy_pid']}"
     yield (
@@ -101,8 +101,14 @@ def _lines(said: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
     )
     for it in said["rejected"]:
         yield "rejected", f"{it['kind']} {it['key']}: {it['reason']}"
-    for site, peer in said["peers"].items():
-        yield "peer", f"{site} {peer['state']} for {now - peer['since']:.0f} s {peer['error']}"
+    for peer in said["peers"]:
+        used = "in use, " if peer["in_use"] else ""
+        yield (
+            "peer",
+            f"{peer['site_id']} {peer['path']} {peer['state']} for {now - peer['since']:.0f} s: {used}{peer['reason']} {peer['error']}",
+        )
+    for edge in said["edges"]:
+        yield "edge", f"{edge['site_id']} {edge['state']} for {now - edge['since']:.0f} s, {edge['tunnels']} tunnels {edge['error']}"
     for name, discovery in said["discoveries"].items():
         yield "discovery", f"{name} {'connected' if discovery['connected'] else discovery['reason']}"
     for warning in said["warnings"]:

@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -102,16 +103,37 @@ class ControlPlane:
     def __init__(self, urls: Sequence[str], anchor_pem: str = "", transport: httpx.AsyncBaseTransport | None = None) -> None:
         if not urls:
             raise Misconfigured("no URL of a control plane: set AGENT_CONTROL_PLANE_URLS, or use a token that carries one")
-        self._urls = tuple(url.rstrip("/") for url in urls)
+        self._urls = _tidy(urls)
         self._current = 0
+        self._anchor_pem = anchor_pem
         self.signer: Signer | None = None
         self.skew_s = 0.0
         """What is to be added to the node's clock to get the server's; 0 unless it matters."""
-        own = transport or httpx.AsyncHTTPTransport(verify=_trust(anchor_pem), socket_options=_KEEPALIVE)
-        self._http = httpx.AsyncClient(transport=own, timeout=_TIMEOUT, follow_redirects=False, trust_env=False)
+        self._transport = transport
+        self._http = self._client(anchor_pem)
+        self._used: Counter[httpx.AsyncClient] = Counter()
+        """Requests under way."""
+
+    def _client(self, anchor_pem: str) -> httpx.AsyncClient:
+        own = self._transport or httpx.AsyncHTTPTransport(verify=_trust(anchor_pem), socket_options=_KEEPALIVE)
+        return httpx.AsyncClient(transport=own, timeout=_TIMEOUT, follow_redirects=False, trust_env=False)
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def trust(self, anchor_pem: str) -> None:
+        """From now on; requests that are under way end as they began."""
+        if anchor_pem == self._anchor_pem:
+            return
+        before, self._http = self._http, self._client(anchor_pem)
+        self._anchor_pem = anchor_pem
+        if not self._used[before]:
+            await before.aclose()
+
+    def follow(self, urls: Sequence[str]) -> None:
+        """Ask these from now on; the one that answered last goes on being asked first, if it is among them."""
+        current, self._urls = self.url, _tidy(urls)
+        self._current = self._urls.index(current) if current in self._urls else 0
 
     @property
     def url(self) -> str:
@@ -162,11 +184,13 @@ class ControlPlane:
         """The first useful answer of any URL, starting with the one that answered last."""
         failure: Unreachable | None = None
         for _ in self._urls:
+            asked = self.url
             try:
                 return await self._to_current(method, path, body, read_s)
             except Unreachable as error:
                 failure = error if failure is None or isinstance(error, Busy) else failure
-                self._current = (self._current + 1) % len(self._urls)
+                if asked == self.url:
+                    self._current = (self._current + 1) % len(self._urls)
         raise failure or Unreachable("no control plane answers")
 
     async def _to_current(self, method: str, path: str, body: bytes, read_s: float) -> httpx.Response:
@@ -186,16 +210,28 @@ class ControlPlane:
         headers = {"Content-Type": "application/json"} if body else {}
         if len(body) > _GZIP_FROM_BYTES and path == REPORT_PATH:
             body, headers["Content-Encoding"] = await asyncio.to_thread(gzip.compress, body, 5), "gzip"
-        request = self._http.build_request(method, self.url + path, content=body, headers=headers)
+        http = self._http
+        request = http.build_request(method, self.url + path, content=body, headers=headers)
         request.extensions["timeout"] = {**_TIMEOUT.as_dict(), "read": read_s}
         if self.signer is not None:
             request.headers["Authorization"] = self.signer.authorization(request, time.time() + self.skew_s)
         sent_at, began = time.time(), time.monotonic()
-        response = await self._http.send(request)
+        response = await self._sent(http, request)
         took_s = time.monotonic() - began
         if took_s < SKEW_NOTICED_S:
             self._learn_skew(response, sent_at + took_s / 2)
         return response
+
+    async def _sent(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        self._used[http] += 1
+        try:
+            return await http.send(request)
+        finally:
+            self._used[http] -= 1
+            if not self._used[http]:
+                del self._used[http]
+                if http is not self._http:
+                    await http.aclose()
 
     def _learn_skew(self, response: httpx.Response, at: float) -> None:
         """`Date` may be of any time between request and answer, so those that took long say nothing."""
@@ -234,6 +270,10 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     """Of the form in seconds, bounded: nobody keeps a site away for longer than a minute."""
     value = response.headers.get("Retry-After", "")
     return min(float(value), 60.0) if value.isdecimal() else None
+
+
+def _tidy(urls: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
 
 
 def _trust(anchor_pem: str) -> ssl.SSLContext:

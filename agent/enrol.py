@@ -1,9 +1,12 @@
 """How this node gets its identity, and keeps it: registration by token, renewal by proof of possession."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import uniform
 from typing import NoReturn, TypeVar
 
@@ -36,6 +39,8 @@ RENEW_AT = 0.5
 """Of the certificate's life."""
 ALARM_AT = 0.8
 _RENEW_JITTER = 0.05
+_HURRY_S = 10.0
+_HURRY_EVERY_S = 60.0
 _LOG_EVERY_S = 60.0
 _ASK_FIRST_S, _ASK_MOST_S = 2.0, 10.0
 """While the registration waits for approval."""
@@ -123,6 +128,9 @@ class Identity:
         self._key = self.directory.node_key()
         self.control.signer = Signer(self.credentials.node_id, self._key)
         self._failure = ""
+        self._renew_at = _some_time()
+        self._hurry = asyncio.Event()
+        self._hurried_at = -math.inf
 
     async def run(self) -> NoReturn:
         """Renew at half of the certificate's life, and when that fails again and again until it works."""
@@ -133,31 +141,69 @@ class Identity:
                 pause = 0.0 if await self._renew() else next(delays)
             else:
                 delays = backoff(5.0, 600.0)
-            await asyncio.sleep(min(pause, 3600.0))
+            if await self._is_hurried(min(pause, 3600.0)):
+                await asyncio.sleep(uniform(0, _HURRY_S))
+                await self._renew()
+
+    async def _is_hurried(self, patience_s: float) -> bool:
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._hurry.wait()
+        except TimeoutError:
+            return False
+        self._hurry.clear()
+        return True
+
+    def hurry(self) -> None:
+        """Renew soon, whatever the certificate's age: whoever signed it is about to be replaced."""
+        if time.monotonic() - self._hurried_at > _HURRY_EVERY_S:
+            self._hurried_at = time.monotonic()
+            self._hurry.set()
+
+    async def trust(self, anchor_pem: str) -> None:
+        """Roots under which control planes are trusted from now on, also after a restart."""
+        if not anchor_pem or anchor_pem == self.credentials.control_plane_anchor_pem:
+            return
+        self.credentials = self.credentials.model_copy(update={"control_plane_anchor_pem": anchor_pem})
+        await self.control.trust(anchor_pem)
+        log.info("new roots of the control plane")
+        await self._save()
 
     async def _renew(self) -> bool:
         try:
             credentials = await self.control.renew(RenewRequest(csr_pem=signing_request(self._key, self.credentials.node_name)))
-            self.credentials, self._failure = credentials, ""
-            await asyncio.to_thread(self.directory.save_credentials, credentials)
-        except StorageFailed as error:
-            log.warning("the renewed certificate cannot be saved", reason=str(error))
         except AgentError as error:
             log.warning("the certificate is not renewed", reason=str(error))
             self._failure = str(error)
             return False
+        self.credentials, self._failure, self._renew_at = credentials, "", _some_time()
+        await self.control.trust(credentials.control_plane_anchor_pem)
+        await self._save()
         log.info("certificate renewed", until=_validity(credentials)[1])
         self.renewed(credentials)
         return True
 
+    async def _save(self) -> None:
+        try:
+            await asyncio.to_thread(self.directory.save_credentials, self.credentials)
+        except StorageFailed as error:
+            log.warning("the credentials cannot be saved", reason=str(error))
+
     def _due_in_s(self) -> float:
         since, until = _validity(self.credentials)
-        at = since + (until - since) * (RENEW_AT + uniform(-_RENEW_JITTER, _RENEW_JITTER))
-        return at - self._now()
+        return since + (until - since) * self._renew_at - self._now()
 
     def _now(self) -> float:
         """By the server's clock, which dated the certificate."""
         return time.time() + self.control.skew_s
+
+    @property
+    def issuer(self) -> str:
+        """Hex key identifier of the authority that signed the certificate in use; empty if the certificate does not say."""
+        with suppress(x509.ExtensionNotFound):
+            found = _certificate(self.credentials.certificate_pem).extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+            return (found.value.key_identifier or b"").hex()
+        return ""
 
     @property
     def warning(self) -> str | None:
@@ -170,7 +216,17 @@ class Identity:
         return f"the node's certificate {when} and is not renewed: {self._failure or 'not tried yet'}"
 
 
+def _some_time() -> float:
+    """Drawn once for each certificate, so that nodes do not renew in step."""
+    return RENEW_AT + uniform(-_RENEW_JITTER, _RENEW_JITTER)
+
+
+@lru_cache(4)
+def _certificate(pem: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(pem.encode())
+
+
 def _validity(credentials: Credentials) -> tuple[float, float]:
     """Unix seconds from and until when the certificate holds."""
-    certificate = x509.load_pem_x509_certificate(credentials.certificate_pem.encode())
+    certificate = _certificate(credentials.certificate_pem)
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()

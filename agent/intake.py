@@ -3,19 +3,19 @@
 import asyncio
 import base64
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, Protocol
 
 import structlog
+from cryptography import x509
 from pydantic import ValidationError
 
 from agent.backoff import backoff
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
 from agent.errors import AgentError, Busy, NotRecognised, Refused, Unreachable
 from agent.protocol.base import content_hash
-from agent.protocol.items import TYPES, ItemKind
+from agent.protocol.items import TYPES, ItemKind, Site
 from agent.protocol.manifest import Entry, ItemBody, Manifest, ManifestAnswer
 from agent.protocol.report import Rejection
 from agent.state import Saved
@@ -106,7 +106,8 @@ class Intake:
         return Wanted(manifest, answer.revision, AgentSnapshot.of(items), broken, bodies, secrets)
 
     async def _bodies(self, entries: Iterable[Entry], brought: Mapping[str, str]) -> dict[str, str]:
-        """Of all entries; `brought` came with them. Raises `Unreachable` if the server does not have one (any more)."""
+        """Of entries whose kinds are known; `brought` came with them. Raises `Unreachable` if the server does not have one (any more)."""
+        entries = [entry for entry in entries if entry.kind in TYPES]
         have = {**self.current.bodies, **brought}
         bodies = {entry.hash: have[entry.hash] for entry in entries if entry.hash in have}
         missing = list(dict.fromkeys(entry.hash for entry in entries if entry.hash not in bodies))
@@ -159,44 +160,59 @@ def _parsed(entries: Iterable[Entry], bodies: Mapping[str, str], known: AgentSna
     """The items, and what cannot be read. Items that are known by their hash are not read again."""
     items, broken = [], []
     for entry in entries:
-        id = ItemId(entry.kind, entry.key)
-        held = known.items.get(id)
         try:
+            id = ItemId(ItemKind(entry.kind), entry.key)
+            held = known.items.get(id)
             items.append(held if held is not None and held.hash == entry.hash else read(id, entry.hash, bodies[entry.hash]))
-        except ValidationError as error:
+        except (KeyError, ValueError) as error:  # of a kind or with a field that a newer control plane knows
             broken.append(Rejection(kind=entry.kind, key=entry.key, hash=entry.hash, reason=_words(error)))
     return tuple(items), tuple(broken)
 
 
 def read(id: ItemId, hash: str, body: str) -> Item:
-    """Raises `pydantic.ValidationError`."""
-    return Item(id, hash, TYPES[ItemKind(id.kind)].read(body.encode()))
+    """Raises `ValueError`, of which `pydantic.ValidationError` is one."""
+    item = Item(id, hash, TYPES[id.kind].read(body.encode()))
+    if isinstance(item.body, Site) and item.body.control_plane_anchor_pem:
+        _check_anchors(item.body.control_plane_anchor_pem)
+    return item
 
 
-def readable(entries: Iterable[Entry], bodies: Mapping[str, str]) -> Iterator[Item]:
+def _check_anchors(pem: str) -> None:
+    """Envoy judges the others."""
+    try:
+        x509.load_pem_x509_certificates(pem.encode())
+    except ValueError as error:
+        raise ValueError(f"control_plane_anchor_pem: {error}") from error
+
+
+def readable(entries: Iterable[Entry], bodies: Mapping[str, str]) -> tuple[Item, ...]:
     """Items that are there and that this version of the agent can read."""
-    for entry in entries:
-        with suppress(KeyError, ValidationError):
-            yield read(ItemId(entry.kind, entry.key), entry.hash, bodies[entry.hash])
+    return _parsed(entries, bodies, AgentSnapshot())[0]
 
 
 def restored(saved: Saved) -> Wanted:
     """What was wanted when the state was saved."""
+    items, broken = _parsed(saved.wanted, saved.bodies, AgentSnapshot())
     return Wanted(
         manifest=Manifest(entries=saved.wanted),
         revision=saved.revision,
-        snapshot=AgentSnapshot.of(readable(saved.wanted, saved.bodies)),
+        snapshot=AgentSnapshot.of(items),
+        broken=broken,
         bodies=saved.bodies,
         secrets={ref: base64.b64decode(body) for ref, body in saved.secrets.items()},
     )
 
 
-def _words(error: ValidationError) -> str:
-    def lines() -> Iterator[str]:
-        for detail in error.errors(include_url=False, include_input=False):
-            yield f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
-
-    return ("this agent cannot read it: " + "; ".join(lines()))[:_REASON_LENGTH]
+def _words(error: Exception) -> str:
+    match error:
+        case ValidationError():
+            details = error.errors(include_url=False, include_input=False)
+            said = "; ".join(f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}" for detail in details)
+        case KeyError():
+            said = "it was lost"
+        case _:
+            said = str(error)
+    return f"this agent cannot read it: {said}"[:_REASON_LENGTH]
 
 
 def _least_pause(error: AgentError) -> float:

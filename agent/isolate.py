@@ -14,6 +14,8 @@ from agent.protocol.items import ItemKind
 _ORDER = (
     ItemKind.SITE,
     ItemKind.DISCOVERY,
+    ItemKind.EDGE,
+    ItemKind.RELAY,
     ItemKind.PEER,
     ItemKind.POLICY,
     ItemKind.ORIGIN_POOL,

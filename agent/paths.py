@@ -5,14 +5,19 @@ the last time.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
+from agent.envoy.inputs import AgentSnapshot, PeerView, body
+from agent.protocol.items import Edge, Export, ItemKind, OriginPool, Peer, Site
+
 DIRECT = "direct"
 REVERSE = "reverse"
 """Direct, over tunnels that the peer dialled."""
+ITSELF = ""
+"""To a regional edge."""
 
 GOOD_PROBES = 3
 """In a row, before a path that was down is used again."""
@@ -185,3 +190,78 @@ class Dialling:
             return Dialling(dials=True)
         since = now.steady if self.not_needed_since is None else self.not_needed_since
         return Dialling(self.dials and now.steady - since < REST_S, since)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What there is to know of a peer."""
+
+    route: Route
+    meshed: bool = True
+    """Whether a site mesh group joins both sites directly."""
+    called: bool = True
+    """Otherwise it only calls this site, and is asked no more than whether it can."""
+    draining: bool = False
+
+
+def watches(snapshot: AgentSnapshot) -> dict[str, Watch]:
+    """By site id: the peers that have origins of the pools here, and those that call exports of this site directly."""
+    edges = {item.id.key: body(item, Edge) for item in snapshot.by_kind[ItemKind.EDGE]}
+    called, callers = _called_sites(snapshot), _callers(snapshot)
+    own = _own_relay(snapshot)
+    found = {}
+    for item in snapshot.by_kind[ItemKind.PEER]:
+        peer = body(item, Peer)
+        dialable = peer.direct and bool(peer.gateways)
+        if peer.site_id in called:
+            found[peer.site_id] = Watch(_route(peer, edges, own), peer.direct, draining=peer.draining)
+        elif peer.site_id in callers and dialable:
+            found[peer.site_id] = Watch(Route((DIRECT,)), called=False)
+    return found
+
+
+def home_edges(snapshot: AgentSnapshot) -> dict[str, Watch]:
+    """Those that this site keeps reverse tunnels to. One is asked itself, by the path without a name."""
+    edges = (body(item, Edge) for item in snapshot.by_kind[ItemKind.EDGE])
+    return {edge.site_id: Watch(Route((ITSELF,)), meshed=False) for edge in edges if edge.home}
+
+
+def _called_sites(snapshot: AgentSnapshot) -> frozenset[str]:
+    pools = (body(item, OriginPool) for item in snapshot.by_kind[ItemKind.ORIGIN_POOL])
+    return frozenset(site for pool in pools for origin in pool.origins for site in origin.sites or ())
+
+
+def _callers(snapshot: AgentSnapshot) -> frozenset[str]:
+    exports = (body(item, Export) for item in snapshot.by_kind[ItemKind.EXPORT])
+    return frozenset(site for export in exports for use in export.uses for site in use.peers)
+
+
+def _own_relay(snapshot: AgentSnapshot) -> tuple[str, ...]:
+    """A regional edge reaches sites through the tunnels that they keep to it."""
+    site = None if snapshot.site is None else body(snapshot.site, Site)
+    return (site.site_id,) if site is not None and site.kind == "regional_edge" else ()
+
+
+def _route(peer: Peer, edges: Mapping[str, Edge], own: tuple[str, ...]) -> Route:
+    direct = [DIRECT] if peer.direct and peer.gateways else []
+    reverse = [REVERSE] if peer.direct else []
+    relayed = [site for site in peer.edges if site in edges] if not own else []
+    apart = "nobody can dial the peer" if peer.direct else "no mesh joins both sites directly"
+    draining = frozenset(site for site in relayed if edges[site].draining)
+    return Route((*direct, *reverse, *own, *relayed), draining, "" if direct else apart, {site: edges[site].name for site in relayed})
+
+
+def relieved(views: Mapping[str, PeerView], draining: Collection[str]) -> dict[str, PeerView]:
+    """The views, where sites that are draining export nothing that another one serves."""
+    served = {
+        pool
+        for site, view in views.items()
+        if site not in draining and view.reachable is not False
+        for pool, healthy in view.exports.items()
+        if healthy
+    }
+    return {site: _relieved(view, served) if site in draining else view for site, view in views.items()}
+
+
+def _relieved(view: PeerView, served: Collection[str]) -> PeerView:
+    return replace(view, exports={pool: 0 if pool in served else healthy for pool, healthy in view.exports.items()})

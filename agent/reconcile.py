@@ -10,18 +10,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, cast
 
 import structlog
 
 from agent.backoff import backoff
-from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId, LocalState, NodeIdentity, OriginId, PeerView, body
+from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId, LocalState, NodeIdentity, OriginId, PeerView
 from agent.envoy.render import render
 from agent.envoy.resources import Problem, Resource, Resources
 from agent.errors import AgentError, ProxyFailed
 from agent.intake import Wanted, readable
 from agent.isolate import Accepted, Trial, accept
-from agent.protocol.items import ItemKind, OriginPool, Peer
+from agent.paths import Watch, relieved, watches
+from agent.protocol.items import ItemKind
 from agent.protocol.manifest import Entry
 from agent.protocol.report import Rejection
 from agent.state import Saved, SavedEndpoint
@@ -65,9 +66,13 @@ class Origins(Protocol):
 
 
 class Peers(Protocol):
-    def watch(self, sites: Iterable[str]) -> None: ...
+    def watch(self, peers: Mapping[str, Watch]) -> None: ...
     @property
     def views(self) -> Mapping[str, PeerView]: ...
+    @property
+    def draining(self) -> frozenset[str]: ...
+    @property
+    def dials(self) -> frozenset[str]: ...
 
 
 @dataclass(frozen=True)
@@ -103,13 +108,15 @@ class Reconciler:
     passed: Callable[[], None]
     changed: Callable[[], None]
     start: Saved = field(default_factory=Saved)
+    workers: int = 1
+    """Of Envoy."""
     verdict: Verdict = field(default_factory=Verdict, init=False)
     good: AgentSnapshot = field(default_factory=AgentSnapshot, init=False)
     """What Envoy accepted last."""
 
     def __post_init__(self) -> None:
         self.good = AgentSnapshot.of(readable(self.start.good, self.start.bodies))
-        self._rejected = {(ItemId(it.kind, it.key), it.hash): (it, time.monotonic()) for it in self.start.rejected}
+        self._rejected = {(_id(it), it.hash): (it, time.monotonic()) for it in self.start.rejected}
         self._remembered = _remembered(self.start.endpoints)
         self._endpoints: Mapping[OriginId, tuple[Endpoint, ...]] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -143,7 +150,7 @@ class Reconciler:
             return None  # nothing is known yet; an Envoy that runs keeps what it has
         target = self._target(wanted)
         self.origins.follow(target)
-        self.peers.watch(_called(target))
+        self.peers.watch(watches(target))
         known = self.origins.settled
         accepted = await accept(self.good, target, self._attempt)
         self._take(accepted, wanted)
@@ -155,7 +162,7 @@ class Reconciler:
     def _target(self, wanted: Wanted) -> AgentSnapshot:
         """What is wanted; in the place of what was rejected before or cannot be read, the last good version, if there is one."""
         refused = {id for id, item in wanted.snapshot.items.items() if self._is_rejected(item)}
-        broken = {ItemId(it.kind, it.key) for it in wanted.broken}
+        broken = {_id(it) for it in wanted.broken}
         stand_ins = [self.good.items[id] for id in sorted(refused | broken) if id in self.good.items]
         return wanted.snapshot.without(refused).with_items(stand_ins) if refused or broken else wanted.snapshot
 
@@ -202,7 +209,9 @@ class Reconciler:
             run_dir=self.run_dir,
             trusted_ca_file=self.trusted_ca_file,
             endpoints=endpoints,
-            peers={**self.peers.views, self.node.site_id: self.own()},
+            peers=relieved({**self.peers.views, self.node.site_id: self.own()}, self.peers.draining),
+            dials=self.peers.dials,
+            workers=self.workers,
             secrets=self.wanted().secrets,
         )
 
@@ -213,7 +222,7 @@ class Reconciler:
             log.warning("rejected", kind=item.id.kind, key=item.id.key, reason=reason)
             self._rejected[item.id, item.hash] = (_rejection(item.id, item.hash, reason), now)
         if self._rejected:
-            hashes = {(ItemId(entry.kind, entry.key), entry.hash) for entry in wanted.manifest.entries}
+            hashes = {(_id(entry), entry.hash) for entry in wanted.manifest.entries}
             self._rejected = {key: known for key, known in self._rejected.items() if key in hashes and not _holds(accepted.snapshot, *key)}
         self.good = accepted.snapshot
 
@@ -271,6 +280,7 @@ class Reconciler:
                 for origin, found in self._endpoints.items()
                 for it in found
             ),
+            dials=tuple(sorted(self.peers.dials)),
         )
 
 
@@ -298,20 +308,17 @@ def _without(resources: Resources, blamed: Iterable[Resource]) -> Resources:
     return Resources(by_type, resources.problems)
 
 
+def _id(of: Entry | Rejection) -> ItemId:
+    """Of a kind that this version does not know, it is in no snapshot."""
+    return ItemId(cast("ItemKind", of.kind), of.key)
+
+
 def _holds(snapshot: AgentSnapshot, id: ItemId, hash: str) -> bool:
     return id in snapshot.items and snapshot.items[id].hash == hash
 
 
 def _rejection(id: ItemId, hash: str, reason: str) -> Rejection:
     return Rejection(kind=id.kind, key=id.key, hash=hash, reason=reason[:_REASON_LENGTH])
-
-
-def _called(snapshot: AgentSnapshot) -> frozenset[str]:
-    """Ids of the peers that have origins of the pools here and that can be dialled."""
-    peers = (body(item, Peer) for item in snapshot.by_kind[ItemKind.PEER])
-    reachable = {peer.site_id for peer in peers if peer.direct and peer.gateways}
-    pools = (body(item, OriginPool) for item in snapshot.by_kind[ItemKind.ORIGIN_POOL])
-    return frozenset(site for pool in pools for origin in pool.origins for site in origin.sites or () if site in reachable)
 
 
 def _remembered(saved: Iterable[SavedEndpoint]) -> dict[OriginId, tuple[Endpoint, ...]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import uniform
@@ -16,6 +17,7 @@ from agent.protocol.report import (
     MOST_REJECTED,
     MOST_WARNINGS,
     DiscoveryReport,
+    EdgeHealth,
     EdgeMetrics,
     Heartbeat,
     HeartbeatAnswer,
@@ -33,11 +35,13 @@ log = structlog.get_logger()
 _FIRST_PACE_S = 3.0
 _LOOK_EVERY_S = 1.0
 """For something to report."""
-_PEERS_AGAIN_S = 15.0
+_PATHS_AGAIN_S = 15.0
 """Round-trip times change at every probe; they are reported so often, and states at once."""
 _REASONS_LENGTH = 16_384
 """Characters of all reasons in one heartbeat, which the server takes up to 256 KiB of."""
 _WARNING_LENGTH = 1_000
+_TWIN_RESENDS = 3
+_TWIN_WITHIN_S = 120.0
 _METRICS_EVERY_S = 10.0
 _MOST_EDGES = 20_000
 _EDGES_PER_REPORT = 5_000
@@ -68,6 +72,10 @@ class Signs(Protocol):
     def origins(self) -> tuple[OriginHealth, ...] | None: ...
     @property
     def peers(self) -> tuple[PeerHealth, ...]: ...
+    @property
+    def edges(self) -> tuple[EdgeHealth, ...]: ...
+    @property
+    def issuer(self) -> str: ...
 
 
 @dataclass
@@ -79,12 +87,20 @@ class Heartbeats:
     boot_id: str
     version: str
     on_resend: Callable[[], None]
+    on_renew: Callable[[], None]
     pace_s: float = field(default=_FIRST_PACE_S, init=False)
     last_error: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self._wake = asyncio.Event()
         self._sequence = 0
+        self._resends: deque[float] = deque(maxlen=_TWIN_RESENDS)
+
+    @property
+    def warning(self) -> str | None:
+        """The control plane forgets this boot again and again only when another boot of the node speaks in between."""
+        often = len(self._resends) == _TWIN_RESENDS and _now() - self._resends[0] < _TWIN_WITHIN_S
+        return "another agent runs with a copy of this state directory" if often else None
 
     def beat(self) -> None:
         self._wake.set()
@@ -101,7 +117,10 @@ class Heartbeats:
             else:
                 self.last_error, self.pace_s = "", max(answer.pace_s, 0.1)
                 if answer.resend:
+                    self._resends.append(_now())
                     self.on_resend()
+                if answer.renew:
+                    self.on_renew()
             await _either(self._wake, pause)
 
     def _heartbeat(self) -> Heartbeat:
@@ -117,6 +136,7 @@ class Heartbeats:
             proxy=self.signs.proxy,
             warnings=tuple(warning[:_WARNING_LENGTH] for warning in self.signs.warnings[:MOST_WARNINGS]),
             version=self.version,
+            issuer=self.signs.issuer,
         )
 
 
@@ -178,16 +198,23 @@ class Reports:
             "discoveries": self.signs.discoveries,
             "origins": self.signs.origins,
             "peers": self.signs.peers,
+            "edges": self.signs.edges,
         }
         return {name: value for name, value in sections.items() if value is not None}
 
 
+_KEPT = {
+    "peers": ("site_id", "path", "state", "since", "in_use", "tls"),
+    "edges": ("site_id", "state", "since", "tunnels"),
+}
+
+
 def _told(name: str, value: Sequence[Any]) -> Any:
     """What makes a section worth sending again."""
-    if name != "peers":
+    if name not in _KEPT:
         return value
-    states = tuple((peer.site_id, peer.state, peer.since, bool(peer.error)) for peer in value)
-    return states, int(_now() / _PEERS_AGAIN_S) if states else 0
+    states = tuple((*(getattr(it, field) for field in _KEPT[name]), bool(it.error)) for it in value)
+    return states, int(_now() / _PATHS_AGAIN_S) if states else 0
 
 
 def _now() -> float:

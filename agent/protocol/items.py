@@ -33,6 +33,9 @@ class ItemKind(StrEnum):
     RELAY = "relay"
 
 
+AnyKind = Annotated[ItemKind | Annotated[str, Field(max_length=64)], Field(union_mode="left_to_right")]
+"""A kind that this version does not know is a plain string."""
+
 EDGES = "edges"
 """Stands for the tenant in the names of regional edges' certificates."""
 
@@ -54,6 +57,12 @@ class Site(Body):
     control_plane_anchor_pem: str = ""
     """The roots (a bundle) under which control planes are trusted."""
     tunnel_dead_timeout: int = 10_000
+    peer_crl_pem: str = ""
+    """Certificates of peers that were revoked before they expired: lists, one for each anchor. Empty: none."""
+    edge_crl_pem: str = ""
+    """The same of regional edges."""
+    revocations: int = 0
+    """Rises with every revocation in the tenant: the gateway then lets go of all its connections, so that those it concerns end too."""
 
 
 class Listener(Body):
@@ -366,6 +375,8 @@ class Relay(Body):
     tenant_id: str
     anchor_pem: str
     """The tenant's intermediate: the only anchor for certificates of its nodes."""
+    crl_pem: str = ""
+    """As `Site.peer_crl_pem`."""
     sites: tuple[str, ...]
     """Ids of the sites that may keep reverse tunnels here and open streams to each other, sorted."""
 

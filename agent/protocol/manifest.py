@@ -5,7 +5,7 @@ from functools import cached_property
 from pydantic import Field
 
 from agent.protocol.base import Message, content_hash
-from agent.protocol.items import ItemKind
+from agent.protocol.items import AnyKind
 
 MANIFEST_PATH = "/api/agent/v1/manifest"
 ITEMS_PATH = "/api/agent/v1/items"
@@ -16,7 +16,7 @@ ITEMS_PER_CALL = 256
 
 
 class Entry(Message):
-    kind: ItemKind
+    kind: AnyKind
     key: str
     hash: str
 
@@ -35,7 +35,7 @@ class Manifest(Message):
 
 class ItemBody(Message):
     hash: str
-    kind: ItemKind
+    kind: AnyKind
     body: str
     """Canonical JSON: `content_hash(body) == hash`."""
 
@@ -51,7 +51,7 @@ class ManifestAnswer(Message):
     revision: int
     since: str | None = None
     entries: tuple[Entry, ...] = ()
-    removed: tuple[tuple[ItemKind, str], ...] = ()
+    removed: tuple[tuple[AnyKind, str], ...] = ()
     items: tuple[ItemBody, ...] = ()
     """Bodies of the first entries of a difference, so that a small change needs no second call; the others are to be fetched."""
 

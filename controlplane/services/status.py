@@ -201,7 +201,7 @@ class Wanted:
         """Of the items that carry the object, as they are now."""
         items = self.published.snapshot.items
         for rejection in status.rejected:
-            item = items.get((ItemKind(rejection["kind"]), rejection["key"]))
+            item = items.get((rejection["kind"], rejection["key"]))
             if item and item.hash == rejection["hash"] and self._is_carried_by(item):
                 yield rejection
 

@@ -20,7 +20,7 @@ from agent.envoy.inputs import Addresses, NodeIdentity, PeerView
 from agent.envoy.resources import Resources
 from agent.intake import Intake, Wanted
 from agent.origins import SiteOrigins
-from agent.peers import Probe
+from agent.probes import Probes
 from agent.protocol.items import DirectResponse, HttpLoadBalancer, ItemKind, Listener, Route, RouteMatch
 from agent.protocol.manifest import Manifest
 from agent.proxy import Proxy, find_envoy
@@ -75,7 +75,7 @@ class Converging:
 
 
 class Envoy:
-    """What the reconciler needs, as `agent.run` puts it together."""
+    """What the reconciler needs, as `agent.node` puts it together."""
 
     def __init__(self, xds: XdsServer, proxy: Proxy) -> None:
         self.xds, self.proxy = xds, proxy
@@ -103,7 +103,7 @@ async def node(run_dir: Path) -> AsyncIterator[Converging]:
     envoy = Proxy(find_envoy(None), run_dir, run_dir / "envoy.log", bootstrap(identity, str(run_dir)), concurrency=1, drain_s=0)
     xds = XdsServer(run_dir / "xds.sock", lambda: reconciler.nudge())  # noqa: PLW0108  # it is made below
     intake = Intake(control, Wanted(Manifest(entries=())), lambda: reconciler.nudge())  # noqa: PLW0108  # it is made below
-    origins, probe = SiteOrigins("here", None, dict, lambda: None), Probe(run_dir / "probe.sock", lambda: None)
+    origins, probe = SiteOrigins("here", None, dict, lambda: None), Probes(run_dir / "probe.sock", lambda: None)
     reconciler = Reconciler(
         node=identity,
         addresses=Addresses(ADDRESS, GATEWAY, inside=ADDRESS),

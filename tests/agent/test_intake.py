@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 from uuid import uuid4
 
 import pytest
@@ -10,9 +11,11 @@ from structlog.testing import capture_logs
 
 from agent.envoy.inputs import ItemId
 from agent.errors import Refused, Unreachable
-from agent.intake import Intake, Wanted
+from agent.intake import Intake, Wanted, restored
 from agent.protocol.items import Discovery, ItemKind
 from agent.protocol.manifest import ItemBody, Manifest, ManifestAnswer
+from agent.protocol.report import Rejection
+from agent.state import Saved
 from tests.agent.wanted import SITE, FakeControlPlane, pool
 
 POOL = ItemKind.ORIGIN_POOL
@@ -72,6 +75,31 @@ async def test_an_answer_that_is_cut_short_is_asked_for_again(intake: Intake, so
         source.put(POOL, f"n/{index}", pool(address=f"10.1.0.{index}"))
     await intake.step()
     assert len(intake.current.snapshot.items) == 7
+
+
+async def test_a_kind_that_only_a_newer_agent_knows_holds_back_nothing_else(intake: Intake, source: FakeControlPlane) -> None:
+    source.put(cast("ItemKind", "invented_later"), "n/new", b'{"x": 1}')
+    await intake.step()
+    (rejection,) = intake.current.broken
+    assert (rejection.kind, rejection.key) == ("invented_later", "n/new")
+    assert "'invented_later' is not a valid ItemKind" in rejection.reason
+    assert len(intake.current.snapshot.items) == 2
+    assert intake.current.manifest == source.now
+    assert Rejection.model_validate_json(rejection.model_dump_json()) == rejection
+    saved = Saved(wanted=intake.current.manifest.entries, bodies=intake.current.bodies)
+    again = restored(Saved.model_validate_json(saved.model_dump_json()))
+    assert (again.manifest, again.broken) == (intake.current.manifest, (rejection,))
+    source.drop(cast("ItemKind", "invented_later"), "n/new")
+    await intake.step()
+    assert intake.current.broken == ()
+
+
+async def test_roots_that_are_none_are_refused_with_the_site_as_it_was(intake: Intake, source: FakeControlPlane) -> None:
+    source.put(ItemKind.SITE, "here", SITE.model_copy(update={"control_plane_anchor_pem": "nonsense"}))
+    await intake.step()
+    (rejection,) = intake.current.broken
+    assert (rejection.kind, rejection.key) == (ItemKind.SITE, "here")
+    assert "control_plane_anchor_pem" in rejection.reason
 
 
 async def test_what_cannot_be_read_holds_back_nothing_else(intake: Intake, source: FakeControlPlane) -> None:

@@ -7,7 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.paths import DIRECT, GOOD_PROBES, REST_S, REVERSE, Choice, Dialling, Instant, Path, Route, choose, settled, unproven
+from agent.envoy.inputs import AgentSnapshot, Item, ItemId, PeerView
+from agent.paths import (
+    DIRECT,
+    GOOD_PROBES,
+    ITSELF,
+    REST_S,
+    REVERSE,
+    Choice,
+    Dialling,
+    Instant,
+    Path,
+    Route,
+    Watch,
+    choose,
+    home_edges,
+    relieved,
+    settled,
+    unproven,
+    watches,
+)
+from agent.protocol.base import Body
+from agent.protocol.items import Edge, Export, ExportUse, Gateway, ItemKind
+from tests.agent.wanted import SITE, peer, pool
 
 ROUTE = Route((DIRECT, "e1", "e2"), names={"e1": "lyon"})
 EVENING = 1_700_000_000.0
@@ -195,3 +217,70 @@ def test_a_peer_is_dialled_from_when_it_cannot_reach_us_until_it_could_for_a_min
     assert dialling.told(silence, at(61)).dials
     assert not dialling.told(silence, at(62)).dials
     assert dialling.told(False, at(30)).told(silence, at(62)).dials
+
+
+def snapshot(*items: tuple[ItemKind, str, Body]) -> AgentSnapshot:
+    return AgentSnapshot.of(Item(ItemId(kind, key), key, body) for kind, key, body in items)
+
+
+def calling(*sites: str) -> tuple[ItemKind, str, Body]:
+    return ItemKind.ORIGIN_POOL, "n/p", pool(*sites)
+
+
+def a_peer(site: str = "there", /, **fields: object) -> tuple[ItemKind, str, Body]:
+    return ItemKind.PEER, site, peer(site).model_copy(update=fields)
+
+
+def edge(site: str, **fields: object) -> tuple[ItemKind, str, Body]:
+    gateway = Gateway(node_id="n", host="10.8.8.8", port=15443)
+    return ItemKind.EDGE, site, Edge(site_id=site, name=f"{site}-name", gateways=(gateway,)).model_copy(update=fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "paths", "no_direct"),
+    [
+        ({}, (DIRECT, REVERSE), ""),
+        ({"edges": ("e1", "e2", "unknown")}, (DIRECT, REVERSE, "e1", "e2"), ""),
+        ({"gateways": (), "edges": ("e1",)}, (REVERSE, "e1"), "nobody can dial the peer"),
+        ({"direct": False, "edges": ("e2",)}, ("e2",), "no mesh joins both sites directly"),
+    ],
+)
+def test_the_paths_to_a_peer_follow_from_the_snapshot(fields: dict[str, object], paths: tuple[str, ...], no_direct: str) -> None:
+    route = watches(snapshot(calling("there"), a_peer(**fields), edge("e1"), edge("e2")))["there"].route
+    assert (route.paths, route.no_direct) == (paths, no_direct)
+
+
+def test_a_draining_edge_comes_last() -> None:
+    route = watches(snapshot(calling("there"), a_peer(direct=False, edges=("e1", "e2")), edge("e1", draining=True), edge("e2")))[
+        "there"
+    ].route
+    assert route.order == ("e2", "e1")
+
+
+def test_a_peer_that_only_calls_is_asked_whether_it_can() -> None:
+    export = Export(pool="n/p", uses=(ExportUse(load_balancer="n/lb", protocol="tcp", peers=("caller", "mute", "far")),))
+    peers = (a_peer("caller"), a_peer("mute", gateways=()), a_peer("far", direct=False), a_peer("stranger"))
+    found = watches(snapshot((ItemKind.EXPORT, "n/p", export), *peers))
+    assert found == {"caller": Watch(Route((DIRECT,)), called=False)}
+
+
+def test_a_regional_edge_reaches_sites_by_the_tunnels_that_they_keep_to_it() -> None:
+    site = SITE.model_copy(update={"site_id": "e1", "kind": "regional_edge"})
+    found = watches(snapshot((ItemKind.SITE, "e1", site), calling("there"), a_peer(direct=False, edges=("e1",))))
+    assert found["there"].route.paths == ("e1",)
+
+
+def test_home_edges_are_asked_themselves() -> None:
+    assert home_edges(snapshot(edge("e1", home=True), edge("e2"))) == {"e1": Watch(Route((ITSELF,)), meshed=False)}
+
+
+def test_a_site_that_is_draining_exports_what_nobody_else_serves() -> None:
+    views = {
+        "leaving": PeerView(True, {"n/p": 4, "n/q": 2, "n/r": 1, "n/s": 1}),
+        "staying": PeerView(True, {"n/p": 1, "n/q": 0}),
+        "lost": PeerView(False, {"n/r": 8}),
+        "leaving too": PeerView(True, {"n/s": 1}),
+    }
+    after = relieved(views, {"leaving", "leaving too"})
+    assert after["leaving"].exports == {"n/p": 0, "n/q": 2, "n/r": 1, "n/s": 1}
+    assert after["staying"] is views["staying"]

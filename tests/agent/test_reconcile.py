@@ -1,15 +1,17 @@
 """The loop with a fake Envoy and virtual time: what it applies, concludes, and says."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
 
-from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, ItemId, NodeIdentity, OriginId, PeerView
+from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, ItemId, LocalState, NodeIdentity, OriginId, PeerView
+from agent.envoy.render import render
 from agent.envoy.resources import CLUSTER, Resources
 from agent.intake import Intake, Wanted, restored
+from agent.paths import DIRECT, REVERSE, Route, Watch
 from agent.protocol.items import Export, ExportUse, ItemKind
 from agent.protocol.manifest import Manifest
 from agent.reconcile import Reconciler
@@ -65,10 +67,12 @@ class FakeOrigins:
 @dataclass
 class FakePeers:
     views: Mapping[str, PeerView] = field(default_factory=dict)
-    watched: set[str] = field(default_factory=set)
+    draining: frozenset[str] = frozenset()
+    dials: frozenset[str] = frozenset()
+    watched: Mapping[str, Watch] = field(default_factory=dict)
 
-    def watch(self, sites: Iterable[str]) -> None:
-        self.watched = set(sites)
+    def watch(self, peers: Mapping[str, Watch]) -> None:
+        self.watched = peers
 
 
 class Node:
@@ -167,8 +171,8 @@ async def test_what_leads_to_origins_that_are_still_looked_up_is_not_applied_yet
         node.origins.found = {OriginId("n/p", "o"): (Endpoint("10.1.0.1", 80),)}
         node.origins.settled = True
         await asyncio.sleep(1)
-        assert node.reconciler.verdict.applied_hash == node.control.now.hash
         assert node.reconciler.endpoints_of("n/p") == {Endpoint("10.1.0.1", 80)}
+        assert node.reconciler.verdict.applied_hash == node.control.now.hash
 
 
 async def test_a_burst_of_changes_becomes_two_passes(node: Node) -> None:
@@ -283,12 +287,28 @@ async def test_an_absent_envoy_is_waited_for(node: Node) -> None:
 
 async def test_peers_that_have_origins_of_pools_are_probed(node: Node) -> None:
     node.control.put(ItemKind.PEER, "there", peer("there"))
-    node.control.put(ItemKind.PEER, "caller", peer("caller"))
+    node.control.put(ItemKind.PEER, "stranger", peer("stranger"))
     node.control.put(POOL, "n/remote", pool("there", "unreachable"))
     async with node.running():
         await node.pull()
         await asyncio.sleep(1)
-    assert node.peers.watched == {"there"}
+    assert node.peers.watched == {"there": Watch(Route((DIRECT, REVERSE)))}
+
+
+async def test_the_peers_that_a_node_dials_are_rendered_and_saved(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[LocalState] = []
+
+    def remembered(snapshot: AgentSnapshot, local: LocalState) -> Resources:
+        rendered.append(local)
+        return render(snapshot, local)
+
+    monkeypatch.setattr("agent.reconcile.render", remembered)
+    node.peers.dials = frozenset({"there"})
+    async with node.running():
+        await node.pull()
+        await asyncio.sleep(1)
+    assert rendered[-1].dials == {"there"}
+    assert node.reconciler.to_save().dials == ("there",)
 
 
 async def test_what_no_item_made_is_the_nodes_fault_and_holds_back_no_item(node: Node) -> None:

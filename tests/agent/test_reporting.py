@@ -14,6 +14,7 @@ from agent.protocol.items import Gateway, ItemKind
 from agent.protocol.report import (
     MOST_REJECTED,
     DiscoveryReport,
+    EdgeHealth,
     EdgeMetrics,
     Heartbeat,
     HeartbeatAnswer,
@@ -69,6 +70,8 @@ class Said:
     discoveries: tuple[DiscoveryReport, ...] = ()
     origins: tuple[OriginHealth, ...] | None = None
     peers: tuple[PeerHealth, ...] = ()
+    edges: tuple[EdgeHealth, ...] = ()
+    issuer: str = "ab"
 
 
 @asynccontextmanager
@@ -85,7 +88,7 @@ async def running(loop: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
 
 def heartbeats(hearer: Hearer, said: Said, resent: list[int] | None = None) -> Heartbeats:
     again = [] if resent is None else resent
-    return Heartbeats(hearer, said, "boot", "0", lambda: again.append(1))
+    return Heartbeats(hearer, said, "boot", "0", lambda: again.append(1), lambda: None)
 
 
 def reports(hearer: Hearer, said: Said) -> Reports:
@@ -151,7 +154,7 @@ async def test_who_is_asked_to_wait_waits() -> None:
 async def test_a_server_that_knows_nothing_of_this_boot_gets_everything_again() -> None:
     hearer, said = Hearer(), Said(origins=(OriginHealth(pool="n/p", healthy=1, total=2),))
     reporting = reports(hearer, said)
-    beating = Heartbeats(hearer, said, "boot", "0", reporting.resend)
+    beating = Heartbeats(hearer, said, "boot", "0", reporting.resend, lambda: None)
     async with running(reporting.run()), running(beating.run()):
         await asyncio.sleep(10)
         assert len(hearer.reports) == 1
@@ -263,3 +266,37 @@ async def test_counters_that_are_refused_do_not_hold_back_what_comes_after() -> 
         metrics.add([EDGE])
         await asyncio.sleep(60)
     assert [report.metrics.sequence for report in hearer.reports if report.metrics is not None] == [2]
+
+
+async def test_who_signed_the_certificate_is_told_and_the_wish_to_renew_heard() -> None:
+    hearer, renewals = Hearer(answer=HeartbeatAnswer(pace_s=3, now=0, renew=True)), list[int]()
+    beating = Heartbeats(hearer, Said(), "boot", "0", lambda: None, lambda: renewals.append(1))
+    async with running(beating.run()):
+        await asyncio.sleep(1)
+    assert (hearer.beats[0][1].issuer, renewals) == ("ab", [1])
+
+
+async def test_being_forgotten_again_and_again_means_a_twin() -> None:
+    hearer = Hearer(answer=HeartbeatAnswer(pace_s=3, now=0, resend=True))
+    beating = heartbeats(hearer, Said())
+    async with running(beating.run()):
+        await asyncio.sleep(4)
+        assert beating.warning is None, "a control plane that was restored forgets once"
+        await asyncio.sleep(10)
+        assert "copy of this state directory" in str(beating.warning)
+        hearer.answer = HeartbeatAnswer(pace_s=3, now=0)
+        await asyncio.sleep(130)
+    assert beating.warning is None
+
+
+async def test_tunnels_to_edges_are_told_when_they_change() -> None:
+    hearer, said = Hearer(), Said(edges=(EdgeHealth(site_id="e", state="UP", since=1.0, tunnels=3, rtt_ms=1.0),))
+    async with running(reports(hearer, said).run()):
+        await asyncio.sleep(3)
+        said.edges = (said.edges[0].model_copy(update={"rtt_ms": 2.0}),)
+        await asyncio.sleep(3)
+        said.edges = (said.edges[0].model_copy(update={"tunnels": 2}),)
+        await asyncio.sleep(2)
+    told = [report.edges[0].tunnels for report in hearer.reports if report.edges]
+    assert (told[0], told[-1]) == (3, 2)
+    assert len(told) <= 3, "round-trip times alone are told seldom"

@@ -8,13 +8,24 @@ from typer.testing import CliRunner
 
 from agent.__main__ import app
 from agent.errors import Misconfigured
-from agent.settings import Settings, host_and_port
+from agent.settings import Settings, host_and_port, usable_cpus
 
 
 def test_everything_has_a_default() -> None:
     settings = Settings()
     assert settings.gateway_address == "0.0.0.0:15443"
     assert settings.sockets == settings.state_dir / "run"
+
+
+def test_the_cpu_limit_of_a_container_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr("agent.settings._CPU_LIMIT", limit)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    assert usable_cpus() == 8
+    for text, cpus in (("max 100000", 8), ("150000 100000", 2), ("1000 100000", 1), ("9900000 100000", 8)):
+        limit.write_text(text)
+        assert usable_cpus() == cpus
+    assert Settings().concurrency == 8
 
 
 def test_lists_and_mappings_come_from_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +41,13 @@ def test_lists_and_mappings_come_from_one_variable(monkeypatch: pytest.MonkeyPat
     [
         ("AGENT_CONTROL_PLANE_URLS", "one:8443", "is not a URL"),
         ("AGENT_LABELS", "region", "key=value"),
+        ("AGENT_LABELS", "a b=c", "is not the key of a label"),
+        ("AGENT_LABELS", "a=b c", "the value of a cannot be"),
+        ("AGENT_LABELS", f"a={'x' * 64}", "at most 63"),
+        ("AGENT_LABELS", ",".join(f"a{index}=b" for index in range(65)), "at most 64 labels"),
+        ("AGENT_SITE", "-a", "site\n.*should match pattern"),
+        ("AGENT_NODE", "a.b", "node\n.*should match pattern"),
+        ("AGENT_CONCURRENCY", "0", "greater than or equal to 1"),
         ("AGENT_INSIDE_ADDRESS", "host", "not a valid IPv4"),
         ("AGENT_LATITUDE", "91", "less than or equal to 90"),
     ],

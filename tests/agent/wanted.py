@@ -9,7 +9,7 @@ from agent.protocol.items import Gateway, ItemKind, Origin, OriginPool, Peer, Si
 from agent.protocol.manifest import Entry, ItemBody, Manifest, ManifestAnswer
 
 SITE = Site(tenant_id="t", tenant="default", site_id="here", name="a", trust_domain="td", peer_anchor_pem="pem")
-Key = tuple[ItemKind, str]
+Key = tuple[str, str]
 
 
 def pool(*sites: str, address: str = "10.0.0.1") -> OriginPool:

@@ -1,0 +1,271 @@
+"""One admitted node: the only place where the agent's parts know each other."""
+
+import asyncio
+import os
+import signal
+import ssl
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import certifi
+import structlog
+
+from agent.advertise import Advertiser
+from agent.control import ControlPlane
+from agent.discovery.kubeconfig import ClusterAccess
+from agent.enrol import Identity
+from agent.envoy.bootstrap import bootstrap
+from agent.envoy.inputs import Addresses, AgentSnapshot, NodeIdentity, body
+from agent.envoy.resources import Resources
+from agent.intake import Intake, restored
+from agent.origins import SiteOrigins
+from agent.paths import home_edges
+from agent.peers import Exports, PeerServer
+from agent.probes import Probes
+from agent.protocol.enrolment import Credentials
+from agent.protocol.items import Gateway, ItemKind, Site
+from agent.protocol.report import DiscoveryReport, EdgeHealth, OriginHealth, PeerHealth
+from agent.proxy import Proxy, ProxyState, find_envoy
+from agent.reconcile import Reconciler, Verdict
+from agent.reporting import Heartbeats, Metrics, Reports
+from agent.scrape import Scrape
+from agent.settings import Settings, host_and_port
+from agent.state import Keeper, StateDirectory, private_key_pem
+from agent.status import StatusFile
+from agent.xds import Outcome, XdsServer
+
+log = structlog.get_logger()
+
+VERSION = version("isthmus")
+_SHOWN = {"site_id", "path", "state", "since", "in_use", "reason", "tunnels", "error"}
+
+
+def _addresses(settings: Settings) -> Addresses:
+    host, port = host_and_port(settings.gateway_address)
+    networks = (settings.inside_address, settings.outside_address, settings.service_address)
+    inside, outside, service = (str(address) if address is not None else None for address in networks)
+    return Addresses(host, port, inside=inside, outside=outside, service=service)
+
+
+def _node_identity(credentials: Credentials, key_pem: str) -> NodeIdentity:
+    return NodeIdentity(
+        node_id=credentials.node_id,
+        node_name=credentials.node_name,
+        site_id=credentials.site_id,
+        site_name=credentials.site_name,
+        certificate_pem=credentials.certificate_pem,
+        private_key_pem=key_pem,
+    )
+
+
+@dataclass
+class _Envoy:
+    """Envoy as the reconciler needs it: config in through xDS, warming out through the admin interface."""
+
+    xds: XdsServer
+    proxy: Proxy
+
+    async def apply(self, resources: Resources) -> Outcome:
+        return await self.xds.apply(resources)
+
+    async def warming(self) -> int:
+        return await self.proxy.admin.warming()
+
+
+@dataclass
+class Node:
+    """One admitted node: all its loops, and what it has to say."""
+
+    settings: Settings
+    directory: StateDirectory
+    credentials: Credentials
+    cluster: Callable[[], ClusterAccess] | None
+    """How to reach the cluster that this node belongs to, if there is one."""
+
+    def __post_init__(self) -> None:
+        settings, run_dir, boot_id = self.settings, self.settings.sockets, uuid4().hex
+        saved = self.directory.snapshot()
+        self._key_pem = private_key_pem(self.directory.node_key()).decode()
+        node = _node_identity(self.credentials, self._key_pem)
+        urls = settings.control_plane_urls or self.credentials.control_plane_urls
+        self._control = ControlPlane(urls, self.credentials.control_plane_anchor_pem)
+        self._identity = Identity(self.directory, self._control, self.credentials, self._renewed)
+        self._anchors_due = asyncio.Event()
+        self._proxy = Proxy(
+            binary=find_envoy(settings.envoy),
+            run_dir=run_dir,
+            log_path=settings.state_dir.absolute() / "envoy.log",
+            bootstrap=bootstrap(node, str(run_dir)),
+            concurrency=settings.concurrency,
+            log_level=settings.envoy_log_level,
+            drain_s=settings.drain_s,
+        )
+        self._metrics = Metrics()
+        self._scrape = Scrape(self._proxy, self._nudge, self._metrics.add)
+        self._xds = XdsServer(run_dir / "xds.sock", self._nudge)
+        self._intake = Intake(self._control, restored(saved), self._wanted_changed)
+        self._probes = Probes(run_dir / "probe.sock", self._nudge, saved.dials)
+        self._edges = Probes(run_dir / "probe.sock", lambda: None)
+        self._origins = SiteOrigins(node.site_id, self.cluster, lambda: self._intake.current.secrets, self._nudge)
+        self._reconciler = Reconciler(
+            node=node,
+            addresses=_addresses(settings),
+            run_dir=str(run_dir),
+            trusted_ca_file=ssl.get_default_verify_paths().cafile or certifi.where(),
+            wanted=lambda: self._intake.current,
+            proxy=_Envoy(self._xds, self._proxy),
+            origins=self._origins,
+            peers=self._probes,
+            own=lambda: self._scrape.own,
+            passed=self._passed,
+            changed=self._verdict_changed,
+            start=saved,
+            workers=settings.concurrency,
+        )
+        self._keeper = Keeper(self.directory, self._reconciler.to_save)
+        self._reports = Reports(self._control, self, boot_id, self._metrics)
+        self._heartbeats = Heartbeats(self._control, self, boot_id, VERSION, self._reports.resend, self._identity.hurry)
+        self._advertiser = Advertiser(settings, node.node_id, lambda: self._control.url, self._reports.look)
+        self._status_file = StatusFile(run_dir, self._status)
+        self._exports = Exports(node, lambda: self._exported, lambda: self.verdict.applied_hash, self._usable, self._probes.reaches)
+        self._peer_server = PeerServer(run_dir / "peers.sock", self._exports.document)
+
+    async def serve(self, stopping: "asyncio.Future[signal.Signals]") -> None:
+        """Until the future says which signal came. If a loop fails, this fails too, and Envoy serves on for the next agent."""
+        async with AsyncExitStack() as stack:
+            for close in (self._control.close, self._proxy.admin.close, self._origins.close, self._probes.close, self._edges.close):
+                stack.push_async_callback(close)
+            for start, stop in ((self._xds.start, self._xds.stop), (self._peer_server.start, self._peer_server.stop)):
+                await start()
+                stack.push_async_callback(stop)
+            await self._run_until(stopping)
+            await self._keeper.flush()
+            if stopping.result() is not signal.SIGHUP:
+                await self._proxy.stop()
+
+    async def _run_until(self, stopping: "asyncio.Future[signal.Signals]") -> None:
+        serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape)
+        telling = (self._reports, self._heartbeats, self._advertiser, self._status_file)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(loop.run(), name=type(loop).__name__) for loop in (*serving, *telling)]
+            tasks.append(group.create_task(self._keep_trusting(), name="trust"))
+            which = await stopping
+            log.info("stopping", signal=which.name)
+            self._exports.draining = which is not signal.SIGHUP
+            for task in tasks:
+                task.cancel()
+
+    # What wakes what
+
+    def _nudge(self) -> None:
+        self._reconciler.nudge()
+
+    def _wanted_changed(self) -> None:
+        self._anchors_due.set()
+        self._nudge()
+
+    async def _keep_trusting(self) -> NoReturn:
+        """The control plane under the roots that it announces."""
+        while True:
+            await self._anchors_due.wait()
+            self._anchors_due.clear()
+            site = self._intake.current.snapshot.site
+            if site is not None:
+                await self._identity.trust(body(site, Site).control_plane_anchor_pem)
+
+    def _passed(self) -> None:
+        self._edges.watch(home_edges(self._reconciler.good))
+        self._keeper.keep()
+        self._scrape.look()
+
+    def _verdict_changed(self) -> None:
+        self._heartbeats.beat()
+
+    def _renewed(self, credentials: Credentials) -> None:
+        if credentials.control_plane_urls and not self.settings.control_plane_urls:
+            self._control.follow(credentials.control_plane_urls)
+        self._reconciler.node = _node_identity(credentials, self._key_pem)
+        self._nudge()
+
+    # What there is to say
+
+    @property
+    def verdict(self) -> Verdict:
+        return self._reconciler.verdict
+
+    @property
+    def proxy(self) -> ProxyState:
+        return self._scrape.state
+
+    @property
+    def issuer(self) -> str:
+        return self._identity.issuer
+
+    @property
+    def gateways(self) -> tuple[Gateway, ...] | None:
+        return self._advertiser.gateways
+
+    @property
+    def edges(self) -> tuple[EdgeHealth, ...]:
+        return self._edges.edge_health(self._scrape.tunnels, self._scrape.encryption.of)
+
+    @property
+    def discoveries(self) -> tuple[DiscoveryReport, ...]:
+        return self._origins.reports
+
+    @property
+    def origins(self) -> tuple[OriginHealth, ...] | None:
+        return self._scrape.origins
+
+    @property
+    def peers(self) -> tuple[PeerHealth, ...]:
+        return self._probes.health(self._scrape.encryption.of)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        skew_s = self._control.skew_s
+        skew = f"the node's clock is {abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} the control plane's" if skew_s else None
+        fault = f"envoy refuses the node's own config: {self.verdict.fault}" if self.verdict.fault else None
+        every = (self._identity.warning, self._keeper.warning, skew, fault, self._heartbeats.warning)
+        return tuple(text for text in every if text)
+
+    @property
+    def _exported(self) -> AgentSnapshot:
+        """What peers may be told of: not what has no endpoints only because they are still being looked up."""
+        good = self._reconciler.good
+        if self._origins.settled:
+            return good
+        return good.without(export.id for export in good.by_kind[ItemKind.EXPORT] if not self._reconciler.endpoints_of(export.id.key))
+
+    def _usable(self, pool: str) -> int:
+        """Endpoints of a pool that peers may count on: those that are there and that Envoy finds healthy, as soon as it has any."""
+        health = self._scrape.health.get(pool)
+        known = len(self._reconciler.endpoints_of(pool))
+        return min(known, health.healthy) if health is not None and health.total else known
+
+    def _status(self) -> dict[str, Any]:
+        verdict = self.verdict
+        return {
+            "pid": os.getpid(),
+            "version": VERSION,
+            "kind": self.credentials.kind,
+            "site": self.credentials.site_name,
+            "node": self.credentials.node_name,
+            "control_plane": self._control.url,
+            "connected": self._intake.connected,
+            "last_error": self._heartbeats.last_error,
+            "envoy": self.proxy,
+            "envoy_pid": self._proxy.pid,
+            "applied": verdict.applied_hash,
+            "revision": verdict.applied_revision,
+            "since": verdict.since,
+            "rejected": [{"kind": it.kind, "key": it.key, "reason": it.reason} for it in verdict.rejected],
+            "peers": [it.model_dump(include=_SHOWN) for it in self.peers],
+            "edges": [it.model_dump(include=_SHOWN) for it in self.edges],
+            "discoveries": {it.discovery: {"connected": it.connected, "reason": it.reason} for it in self.discoveries},
+            "warnings": list(self.warnings),
+        }
