@@ -27,6 +27,12 @@ def load_balancer_item(stored: Stored[LoadBalancer], missing: frozenset[Key], po
     return CompiledItem.of(ItemKind.HTTP_LOADBALANCER, str(stored.key), _http(spec, missing, policies))
 
 
+def exempts_routes(spec: LoadBalancer) -> bool:
+    """Whether its policies do not apply to some route."""
+    options = (route.simple_route and route.simple_route.advanced_options for route in getattr(spec, "routes", ()))
+    return any(each.service_policy.disable for each in options if each and each.service_policy)
+
+
 def algorithm(spec: LoadBalancer) -> Algorithm:
     if isinstance(spec, TcpLoadBalancer):
         least_active, random = spec.hash_policy_choice_least_active, spec.hash_policy_choice_random

@@ -15,7 +15,7 @@ from agent.protocol.items import ItemKind
 from controlplane.compile import public_names
 from controlplane.compile.intent import CACHE, Intent
 from controlplane.compile.listeners import Placement, SiteListeners, placement, settle
-from controlplane.compile.load_balancers import load_balancer_item
+from controlplane.compile.load_balancers import exempts_routes, load_balancer_item
 from controlplane.compile.members import Topology, topology
 from controlplane.compile.policies import CompiledPolicy, compile_policy
 from controlplane.compile.pools import Locations, locations, pool_item
@@ -38,6 +38,7 @@ class Use(NamedTuple):
     """Regional edges where it is."""
     policies: tuple[str, ...] | None
     policy_headers: tuple[str, ...]
+    exempt_routes: bool
 
 
 class Export(NamedTuple):
@@ -175,6 +176,7 @@ def _export_use(site_id: str, use: Use, pool: PlannedPool) -> items.ExportUse:
         edges=use.edges if open_to_others else (),
         policies=use.policies,
         policy_headers=use.policy_headers,
+        exempt_routes=use.exempt_routes,
     )
 
 
@@ -223,7 +225,15 @@ def _load_balancer(
 ) -> PlannedLoadBalancer:
     item = load_balancer_item(placement.stored, missing, policies)
     customers = tuple(site_id for site_id in sites if site_id not in edges) if edges else sites
-    use = Use(str(placement.stored.key), "tcp" if placement.tcp else "http", customers, edges, policies, policy_headers)
+    use = Use(
+        str(placement.stored.key),
+        "tcp" if placement.tcp else "http",
+        customers,
+        edges,
+        policies,
+        policy_headers,
+        exempts_routes(placement.stored.spec),
+    )
     return PlannedLoadBalancer(placement, sites, item, use)
 
 

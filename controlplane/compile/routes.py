@@ -61,8 +61,9 @@ def _simple(match: items.RouteMatch, route: resources.SimpleRoute, missing: froz
     options = route.advanced_options or resources.RouteOptions()
     headers = header_edits(options)
     pools = weighted_pools(route.origin_pools, missing)
+    unguarded = options.service_policy is not None and options.service_policy.disable
     if not pools:
-        return items.Route(match=match, response=_NO_POOL, headers=headers)
+        return items.Route(match=match, response=_NO_POOL, headers=headers, policy_disabled=unguarded)
     web_socket = options.web_socket_config
     forward = items.Forward(
         pools=pools,
@@ -76,7 +77,7 @@ def _simple(match: items.RouteMatch, route: resources.SimpleRoute, missing: froz
         web_socket_idle_timeout=web_socket.idle_timeout if web_socket else 0,
         hash_policies=hash_policies(options.specific_hash_policy.hash_policy if options.specific_hash_policy else ()),
     )
-    return items.Route(match=match, forward=forward, headers=headers)
+    return items.Route(match=match, forward=forward, headers=headers, policy_disabled=unguarded)
 
 
 def _match(route: resources.Matching) -> items.RouteMatch:

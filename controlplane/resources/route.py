@@ -183,6 +183,12 @@ class HashPolicies(Value):
     hash_policy: tuple[HashPolicy, ...] = Field(min_length=1, max_length=8)
 
 
+class RoutePolicies(Value):
+    """What the load balancer's service policies have to do with a route."""
+
+    disable: Flag = False
+
+
 class RouteOptions(HeaderEdits):
     """`advanced_options` of a simple route."""
 
@@ -224,6 +230,7 @@ class RouteOptions(HeaderEdits):
     specific_hash_policy: HashPolicies | None = None
     disable_web_socket_config: Empty | None = None
     web_socket_config: WebSocketConfig | None = None
+    service_policy: RoutePolicies | None = None
 
 
 class SimpleRoute(Matching):
@@ -267,6 +274,13 @@ class RouteRedirect(Value):
     retain_all_params: Empty | None = None
     remove_all_params: Empty | None = None
     replace_params: Text | None = Field(None, max_length=256)
+
+    @model_validator(mode="after")
+    def location_can_be_made(self) -> Self:
+        """The proxy writes a location with a query string of its own from the whole path, of which it cannot replace a part."""
+        if self.prefix_rewrite is not None and self.replace_params is not None:
+            raise ValueError("prefix_rewrite and replace_params do not go together: give path_redirect, or leave the query string")
+        return self
 
 
 class RedirectRoute(Matching):

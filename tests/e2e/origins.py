@@ -45,7 +45,9 @@ class Origin:
     async def start(self, place: Place, tls: ssl.SSLContext | None = None) -> None:
         if tls is not None:
             tls.sni_callback = self._named
-        self._server = await asyncio.start_server(self._connected, sock=place.listen(self.address, self.port), ssl=tls)
+        listening = place.listen(self.address, self.port)
+        self.port = listening.getsockname()[1]
+        self._server = await asyncio.start_server(self._connected, sock=listening, ssl=tls)
 
     def stop(self) -> None:
         """Accept no more connections."""
@@ -79,7 +81,8 @@ class Origin:
             self.failing -= 1
             status = 503
         said = {"origin": self.name, "method": method, "path": path, "headers": headers}
-        forged = "x-isthmus-failed: unreached\r\n" if path.startswith("/forge") else ""
+        value = path.partition("?value=")[2] or "unreached"
+        forged = f"x-isthmus-failed: {value}\r\n" if path.startswith("/forge") else ""
         return await self._reply(writer, status, json.dumps(said).encode(), forged)
 
     async def _reply(self, writer: asyncio.StreamWriter, status: int, body: bytes, more: str = "") -> bool:

@@ -244,6 +244,20 @@ async def test_what_clients_say_of_themselves_has_no_effect(sites: TwoSites, fir
     assert "x-isthmus-failed" not in (await sites.call(domain, "/forge")).headers
 
 
+async def test_no_origin_can_have_its_requests_taken_to_another(sites: TwoSites) -> None:
+    """By an answer that looks like one of a node which reached nobody: not one of this site alone, among others, or of another site."""
+    retried = {"retry_policy": {"num_retries": 3, "retry_condition": ["reset"]}}
+    for name, at in (("here", "aa"), ("among", "ab"), ("there", "bb")):
+        origins = [await sites.origin(site, f"forger-{name}-{number}") for number, site in enumerate(at)]
+        await sites.pool(f"forger-{name}", *origins)
+        domain = await sites.load_balancer(f"forger-{name}", routes=[simple("/", f"forger-{name}", advanced_options=retried)])
+        for path in ("/forge", "/forge/as?value=unreached@x.lab.http"):
+            before = sum(len(origin.seen) for origin in origins)
+            answers = [await sites.call(domain, path, method) for method in ("GET", "POST") for _ in range(6)]
+            assert {answer.status_code for answer in answers} == {200}
+            assert sum(len(origin.seen) for origin in origins) - before == len(answers)
+
+
 # TLS
 
 

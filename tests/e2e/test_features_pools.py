@@ -39,12 +39,12 @@ async def pair(sites: TwoSites, name: str, *at: str) -> list[Origin]:
 async def test_private_addresses_and_names_and_public_names_lead_to_origins(sites: TwoSites) -> None:
     await sites.serve("by-address", await sites.origin("b", "address"))
     assert await sites.who("by-address.test", 2) == {"address"}
-    await sites.origin("b", "there", address="127.0.0.1", port=18181)
+    there = await sites.origin("b", "there", address="127.0.0.1", port=0)
+    here = await sites.origin("a", "here", address="127.0.0.1", port=0)
     private = {"private_name": {"dns_name": "localhost", "site_locator": locator("b"), "inside_network": {}}}
     public = {"public_name": {"dns_name": "localhost"}}
-    for name, server, port in (("private-name", private, 18181), ("public-name", public, 18182)):
+    for name, server, port in (("private-name", private, there.port), ("public-name", public, here.port)):
         await sites.fabric.api.create("origin_pool", name, {"origin_servers": [server], "port": port})
-    await sites.origin("a", "here", address="127.0.0.1", port=18182)
     assert await sites.who(await sites.load_balancer("private-name", "private-name"), 2) == {"there"}
     assert await sites.who(await sites.load_balancer("public-name", "public-name"), 2) == {"here"}
 
@@ -96,15 +96,24 @@ async def test_clients_stick_to_an_origin_by_header_cookie_and_address(sites: Tw
     assert len(await sites.who(by_source, 12)) == 1
 
 
-async def test_a_client_without_a_cookie_gets_one_that_makes_it_stick(sites: TwoSites) -> None:
-    origins = await pair(sites, "gets-cookie", "a", "a", "a")
+@pytest.mark.parametrize("at", ["aaa", "bbb", "aabb"], ids=["here", "there", "both"])
+async def test_a_client_without_a_cookie_gets_one_that_makes_it_stick(sites: TwoSites, at: str) -> None:
+    name = f"gets-cookie-{at}"
+    origins = await pair(sites, name, *at)
     cookie = {"name": "session", "path": "/", "ttl": 60_000}
-    domain = await sites.serve("gets-cookie", *origins, pool={"loadbalancer_algorithm": "LB_OVERRIDE"}, cookie_stickiness=cookie)
-    for _ in range(4):
+    domain = await sites.serve(name, *origins, pool={"loadbalancer_algorithm": "LB_OVERRIDE"}, cookie_stickiness=cookie)
+    first = set()
+    for _ in range(12):
         answer = await sites.call(domain)
-        given = answer.headers["set-cookie"].partition(";")[0]
+        first.add(answer.headers["x-origin"])
+        (given,) = answer.headers.get_list("set-cookie")
+        pair_, *attributes = given.split("; ")
+        assert attributes == ["Max-Age=60", "Path=/", "HttpOnly"]
         (await sites.client("a")).cookies.clear()
-        assert await sites.who(domain, 4, headers={"cookie": given}) == {answer.headers["x-origin"]}
+        answers = [await sites.call(domain, headers={"cookie": f"other=1; {pair_}"}) for _ in range(4)]
+        assert {again.headers["x-origin"] for again in answers} == {answer.headers["x-origin"]}
+        assert all("set-cookie" not in again.headers for again in answers)
+    assert len(first) > 1
 
 
 @pytest.mark.parametrize(

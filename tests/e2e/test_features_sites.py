@@ -21,7 +21,7 @@ from lab.wait import until
 from tests.e2e.certificates import Authority
 from tests.e2e.gateway_client import Http2, connect, dial, get, through
 from tests.e2e.origins import Origin
-from tests.e2e.two_sites import TwoSites, to, two_sites
+from tests.e2e.two_sites import TwoSites, simple, to, two_sites
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -147,6 +147,20 @@ async def test_the_destination_judges_again(sites: TwoSites, far: Origin, tmp_pa
     assert await ask("judged", "/admin/x", ("x-isthmus-exempt", "1")) == 403
     assert await ask("not-for-a", "/fine") == 403
     assert await ask("unheard-of", "/fine") in {403, 404}
+    assert len(far.seen) == before
+
+
+async def test_a_route_without_policies_is_open_here_and_at_the_destination(sites: TwoSites, far: Origin, tmp_path: Path) -> None:
+    await sites.fabric.api.create("service_policy", "but-health", rules(DENY))
+    active: dict[str, Any] = {"active_service_policies": {"policies": [{"namespace": "lab", "name": "but-health"}]}}
+    routes = [simple("/open", "far", advanced_options={"service_policy": {"disable": True}}), simple("/", "far")]
+    domain = await sites.load_balancer("but-health", routes=routes, default_route_pools=[], **active)
+    assert (await sites.call(domain, "/open/x")).status_code == 200
+    before = len(far.seen)
+    assert (await sites.call(domain, "/shut", headers={"x-isthmus-exempt": "1"})).status_code == 403
+    async with as_node_of_a(sites, tmp_path) as client:
+        headers = get(domain, "/shut", ("x-isthmus-lb", "lab/but-health"), ("x-isthmus-path", "/shut"))
+        assert await through(client, "far.lab.http", headers) == 403
     assert len(far.seen) == before
 
 

@@ -239,6 +239,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "spec.routes[0].redirect_route.route_redirect",
         NIL,
     ),
+    "a redirect that rewrites a part of the path and the whole query string": (
+        "http_loadbalancer",
+        balancer(
+            routes=[{"redirect_route": {"path": {"prefix": "/"}, "route_redirect": {"prefix_rewrite": "/new", "replace_params": "a=1"}}}]
+        ),
+        "spec.routes[0].redirect_route.route_redirect",
+        "prefix_rewrite and replace_params do not go together: give path_redirect, or leave the query string",
+    ),
     "a response that redirects": (
         "http_loadbalancer",
         balancer(routes=[{"redirect_route": {"path": {"prefix": "/"}, "route_redirect": {"response_code": 200}}}]),
