@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,23 +61,36 @@ class Http2:
         return (await self.ask(headers))[1]
 
 
-@asynccontextmanager
-async def dial(
-    gateway: Gateway, node: NodeIdentity | None, directory: Path, *, newest: bool = True, dialled: socket.socket | None = None
-) -> AsyncIterator[Http2]:
-    """As a node would, but without asking who answers; over a socket that is connected already, if one is given."""
+def client_context(node: NodeIdentity | None, directory: Path) -> ssl.SSLContext:
+    """Of a client that shows this certificate, or none, and believes everybody."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
-    if not newest:
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
     if node is not None:
         pem = directory / "node.pem"
         pem.write_text(node.certificate_pem + node.private_key_pem)
         context.load_cert_chain(pem)
+    return context
+
+
+@asynccontextmanager
+async def dial(
+    gateway: Gateway,
+    node: NodeIdentity | None,
+    directory: Path,
+    *,
+    newest: bool = True,
+    dialled: socket.socket | None = None,
+    server_name: str = "",
+) -> AsyncIterator[Http2]:
+    """As a node would, but without asking who answers; over a socket that is connected already, if one is given."""
+    context = client_context(node, directory)
+    context.set_alpn_protocols(["h2"])
+    if not newest:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
     async with asyncio.timeout(10):
-        where: dict[str, Any] = {"sock": dialled, "server_hostname": ""} if dialled else {"host": gateway.host, "port": gateway.port}
+        where: dict[str, Any] = {"sock": dialled} if dialled else {"host": gateway.host, "port": gateway.port}
+        where["server_hostname"] = server_name
         reader, writer = await asyncio.open_connection(ssl=context, **where)
         try:
             yield Http2.over(reader, writer)
@@ -110,3 +123,34 @@ async def through(client: Http2, authority: str, headers: Headers) -> int:
                         return int(dict(answer.headers)[b":status"])
                 client.connection.send_data(stream, inner.data_to_send())
                 client.flush()
+
+
+@asynccontextmanager
+async def carried(client: Http2, stream: int) -> AsyncIterator[socket.socket]:
+    """A connected socket whose bytes go through the stream; nothing else may use the client meanwhile."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=far)
+
+    async def send() -> None:
+        while data := await reader.read(16384):
+            client.connection.send_data(stream, data)
+            client.flush()
+
+    async def receive() -> None:
+        with suppress(ConnectionError):
+            while True:
+                for event in await client.events():
+                    if isinstance(event, h2.events.DataReceived) and event.stream_id == stream:
+                        writer.write(event.data)
+                    if isinstance(event, h2.events.StreamReset | h2.events.StreamEnded):
+                        writer.close()
+
+    tasks = [asyncio.create_task(send()), asyncio.create_task(receive())]
+    try:
+        yield near
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        writer.close()
