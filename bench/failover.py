@@ -1,6 +1,7 @@
 """`make bench-failover`: what users notice when parts fail. Writes `bench/FAILOVER.md`; the exit status says whether every row has figures."""
 
 import asyncio
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from lab.api import Refused
 from lab.process import ProcessFailed
 
 FILE = Path(__file__).parent / "FAILOVER.md"
+OPEN_FILES = 16_384
+"""Thousands of agents have as many connections."""
 _STEADY_S = 3.0
 _STEADY_WITHIN_S = 60.0
 _FAILURES = (TimeoutError, ProcessFailed, Refused, OSError, AssertionError, RuntimeError, httpx.HTTPError)
@@ -45,6 +48,8 @@ def main(
     def say(text: str) -> None:
         console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {text}")
 
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, OPEN_FILES), hard), hard))
     rows = [row for row in ROWS if only in row.name]
     results = asyncio.run(_run(rows, quick=quick, say=say))
     if not only:
@@ -78,7 +83,7 @@ async def _run(rows: Sequence[Row], *, quick: bool, say: Say) -> list[tuple[Row,
 async def _measured(row: Row, scene: Scene, *, quick: bool, say: Say) -> Result:
     hold_s = row.quick_s if quick else row.hold_s
     loop = asyncio.get_running_loop()
-    scene.note = ""
+    scene.note, scene.caught_up_s = "", None
     say(f"{row.name} …")
     async with scene.load(row.service) as load:
         try:
@@ -95,7 +100,7 @@ async def _measured(row: Row, scene: Scene, *, quick: bool, say: Say) -> Result:
             say(f"   [red]no figures:[/] {type(error).__name__}: {error}")
             return f"{type(error).__name__}: {error}".split("\n", 1)[0]
         await asyncio.sleep(row.settles_s)
-    found = replace(outage(load.requests, load.words, began, mended), note=scene.note)
+    found = replace(outage(load.requests, load.words, began, mended), note=scene.note, caught_up_s=scene.caught_up_s)
     missed = row.aim.missed(found)
     verdict = f"[yellow]missed: {', '.join(missed)}[/]" if missed else "[green]met[/]"
     say(

@@ -3,14 +3,17 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from bench.memory import enrol_all
 from bench.outage import Outage
 from bench.scenes import Scene
+from bench.storm import Returning, living
 from lab import faults
+from lab.api import Refused
 from lab.network import Place
 from lab.postgres import Postgres
 from lab.specs import http_loadbalancer, tcp_loadbalancer
@@ -26,6 +29,7 @@ class Aim:
     failed: int | None = None
     stall_s: float | None = None
     recovered_s: float | None = None
+    caught_up_s: float | None = None
 
     def missed(self, found: Outage) -> list[str]:
         """In words; nothing if it was met."""
@@ -36,6 +40,8 @@ class Aim:
             misses.append(f"stalled {found.stall_s:.1f} s")
         if self.recovered_s is not None and (found.recovered_s is None or found.recovered_s > self.recovered_s):
             misses.append("did not recover" if found.recovered_s is None else f"took {found.recovered_s:.1f} s")
+        if self.caught_up_s is not None and (found.caught_up_s is None or found.caught_up_s > self.caught_up_s):
+            misses.append("agents did not catch up" if found.caught_up_s is None else f"agents took {found.caught_up_s:.1f} s")
         return misses
 
     def __str__(self) -> str:
@@ -43,6 +49,7 @@ class Aim:
             "no failed request" if self.failed == 0 else None,
             f"stall ≤ {self.stall_s:g} s" if self.stall_s is not None else None,
             f"recovered ≤ {self.recovered_s:g} s" if self.recovered_s is not None else None,
+            f"agents in sync ≤ {self.caught_up_s:g} s" if self.caught_up_s is not None else None,
         ]
         return ", ".join(part for part in said if part) or "none"
 
@@ -271,6 +278,42 @@ async def poisoned(scene: Scene) -> AsyncIterator[None]:
     await api.delete("tcp_loadbalancer", "poison")
 
 
+@asynccontextmanager
+async def storm(scene: Scene) -> AsyncIterator[None]:
+    """The control plane is away for ten seconds, then all agents come back at once and have a change to apply."""
+    api, replica = scene.fabric.api, scene.fabric.replicas[0]
+    sites = [f"site-{number}" for number in range(1, STORM_SITES + 1)]
+    nodes = await enrol_all(scene.fabric, STORM_SITES, STORM_NODES)
+    async with living(nodes, replica) as agents:
+        await until(partial(_all_answered, agents, 2), "all agents to have a manifest and to have said so", within_s=120, every_s=0.5)
+        await kill_replicas(scene)
+        await asyncio.sleep(10)
+        await start_replicas(scene)
+        began = asyncio.get_running_loop().time()
+        created = await api.create("http_loadbalancer", "storm", http_loadbalancer("storm.test", ["only"], sites))
+        await until(partial(_is_applied, scene, "storm", created["revision"]), "all agents to say that they have the change", within_s=180)
+        scene.caught_up_s = asyncio.get_running_loop().time() - began
+        scene.note = f"{len(agents)} agents had a change applied {scene.caught_up_s:.1f} s after the control plane was back"
+        yield
+    await api.delete("http_loadbalancer", "storm")
+
+
+async def _is_applied(scene: Scene, name: str, revision: int) -> bool:
+    try:
+        await scene.fabric.api.applied("http_loadbalancer", name, revision=revision)
+    except Refused as refused:
+        if refused.status != 504:
+            raise
+        return False
+    return True
+
+
+async def _all_answered(agents: Sequence[Returning], times: int) -> bool:
+    for agent in agents:
+        agent.check()
+    return all(agent.answers >= times for agent in agents)
+
+
 async def _change_arrives(scene: Scene, domain: str) -> None:
     name = domain.removesuffix(".test")
     created = await scene.fabric.api.create("http_loadbalancer", name, http_loadbalancer(domain, ["only"], ["a"]))
@@ -279,6 +322,7 @@ async def _change_arrives(scene: Scene, domain: str) -> None:
 
 
 LONG_S, QUICK_S = 600, 30
+STORM_SITES, STORM_NODES = 10, 100
 
 ROWS = (
     Row("destination gateway killed", "mesh", "only", _now(kill_envoy_of_b), CLUSTER),
@@ -304,4 +348,5 @@ ROWS = (
     Row("Postgres failed over to another server", "databases", "only", database_fails_over, NOTHING),
     Row("a replica with a stale cache wakes up alone", "mesh", "only", stale_replica, NOTHING),
     Row("an object that Envoy rejects, on a site", "mesh", "only", poisoned, NOTHING),
+    Row("1,000 agents reconnect at once", "mesh", "only", storm, Aim(failed=0, caught_up_s=60)),
 )

@@ -67,7 +67,7 @@ class Simulated:
                 proof = self.signer.authorization(request, time.time())
                 writer.write(f"GET {path} HTTP/1.1\r\nhost: {address.netloc}\r\nauthorization: {proof}\r\n\r\n".encode())
                 self.waiting = self.hash is not None
-                status, body = await _answer(reader)
+                status, body = await read_answer(reader)
                 if status in _BUSY:
                     self.waiting = False
                     await asyncio.sleep(uniform(1, 5))
@@ -112,7 +112,7 @@ async def _waiting_agents(fabric: Fabric, say: Say) -> tuple[float, float, float
     """KB per agent, and seconds until all and until half of them were answered."""
     replica = fabric.replicas[0]
     say(f"Admitting {AGENTS} nodes")
-    agents = await _enrol_all(fabric)
+    agents = await enrol_all(fabric, SITES, NODES)
     await fabric.api.create("origin_pool", "nobody", k8s_pool("nobody", ["site-1"]))
     before = resident_kb(replica.process.pid)
     trust = ssl.create_default_context(cafile=str(replica.ca))
@@ -149,12 +149,12 @@ async def _all(agents: Sequence[Simulated], tasks: Sequence[asyncio.Task[None]],
     return all(holds(agent) for agent in agents)
 
 
-async def _enrol_all(fabric: Fabric) -> list[Simulated]:
+async def enrol_all(fabric: Fabric, sites: int, nodes: int) -> list[Simulated]:
     """The first node of each site registers as any does; the others are copies of its row with names and keys of their own."""
     replica = fabric.replicas[0]
     agents = []
     async with httpx.AsyncClient(base_url=replica.url, verify=ssl.create_default_context(cafile=str(replica.ca)), timeout=60) as client:
-        for number in range(1, SITES + 1):
+        for number in range(1, sites + 1):
             site = f"site-{number}"
             token = await fabric.api.create("token", site, {"type": "JWT", "site_name": site})
             agents.append(await _enrol(client, token["spec"]["content"], site, "node-1"))
@@ -163,7 +163,7 @@ async def _enrol_all(fabric: Fabric) -> list[Simulated]:
         cursor = await database.execute("UPDATE tenants SET revision = revision + 1 WHERE name = 'default' RETURNING revision")
         revised = await cursor.fetchone()
         assert revised
-        copies = [(first.signer.node_id, *_copy(number, revised[0])) for first in agents for number in range(2, NODES + 1)]
+        copies = [(first.signer.node_id, *_copy(number, revised[0])) for first in agents for number in range(2, nodes + 1)]
         await cursor.executemany(_COPY, [(json.dumps(row), first) for first, _, row in copies])
     return [*agents, *(copy for _, copy, _ in copies)]
 
@@ -213,7 +213,7 @@ def resident_kb(pid: int) -> int:
     raise RuntimeError(f"process {pid} has no memory")
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """Status and body of the next answer, which has a length."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))

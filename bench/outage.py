@@ -27,6 +27,8 @@ class Outage:
     silence_s: float
     """The longest that a connection heard nothing, or that there was no way to have one."""
     errors: tuple[str, ...] = ()
+    caught_up_s: float | None = None
+    """Where agents have something to catch up with: until all had."""
     note: str = ""
 
     @property

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bench.load import Load
 from lab.fabric import Fabric
@@ -34,7 +34,8 @@ class Scene:
     say: Say
     note: str = ""
     """What a row has to add to its figures."""
-    seen: dict[str, float] = field(default_factory=dict)
+    caught_up_s: float | None = None
+    """Its own figure, see `Outage`."""
 
     @property
     def a(self) -> Site:
