@@ -17,12 +17,14 @@ from controlplane.api import agent, authorities, config, data, description, disc
 from controlplane.api.deps import Limits, Services
 from controlplane.api.middleware import Observe
 from controlplane.loops import heartbeats as heartbeat_loop
+from controlplane.loops import leases as lease_loop
 from controlplane.loops import notifications, retention, stopping
 from controlplane.loops.retention import Keep
 from controlplane.services.agents import Agents
 from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery
 from controlplane.services.heartbeats import Heartbeats
+from controlplane.services.leases import Leases
 from controlplane.services.status import Observer
 from controlplane.services.tokens import Entrance
 from controlplane.settings import Settings
@@ -66,6 +68,7 @@ def open_services(settings: Settings, database: Database, fabric: Fabric, compil
     fabric = replace(fabric, own_certificate=settings.own_certificate)
     delivery = Delivery(database, fabric, compiler)
     heartbeats = Heartbeats(database, clock())
+    leases = Leases(database, heartbeats)
     return Services(
         database=database,
         fabric=fabric,
@@ -76,7 +79,7 @@ def open_services(settings: Settings, database: Database, fabric: Fabric, compil
         delivery=delivery,
         agents=Agents(database, delivery),
         heartbeats=heartbeats,
-        observer=Observer(database, delivery, heartbeats, clock),
+        observer=Observer(database, delivery, heartbeats, leases, clock),
         limits=Limits(limits.parse(settings.rate_limit), limits.parse(settings.failure_rate_limit)),
     )
 
@@ -91,6 +94,7 @@ def running(services: Services, keep: Keep, *more: Work) -> Callable[[FastAPI], 
         work: tuple[Work, ...] = (
             lambda: notifications.follow(services.database, delivery, observer.bell),
             lambda: heartbeat_loop.flush(heartbeats, observer.clock),
+            lambda: lease_loop.watch(observer.leases, observer.clock),
             lambda: retention.forget(services.database, keep, observer.clock),
             lambda: stopping.release(delivery, observer.bell, services.stopping),
             *more,

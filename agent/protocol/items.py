@@ -17,6 +17,10 @@ SecretRef = Annotated[str, Field(pattern=r"^secret:[0-9a-f-]{36}:[0-9]+$")]
 Network = Literal["inside", "outside", "service"]
 
 
+LostSites = Literal["deprioritise", "evict", "keep"]
+"""How a site serves of which the control plane hears nothing: where no other one does, not at all, or as ever."""
+
+
 class ItemKind(StrEnum):
     """Kinds in the order in which a reader wants to see them."""
 
@@ -323,6 +327,7 @@ class OriginPool(Body):
     circuit_breaker_disabled: bool = False
     panic_threshold_percent: int = 0
     connection_reuse: bool = True
+    lost_sites: LostSites = "deprioritise"
 
 
 class ExportUse(Body):
@@ -396,6 +401,8 @@ class Peer(Body):
     """Ids of the regional edges where the peer keeps reverse tunnels, in the order of use; empty when no edge may be used."""
     draining: bool = False
     """Its exports are used only where no other site serves."""
+    lost: bool = False
+    """Whether the control plane has heard of none of its nodes for a whole lease. What that means is for each pool to say."""
 
 
 class PolicyRule(Body):

@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from controlplane.api.deps import CurrentServices, IsOperator
+from controlplane.api.deps import CurrentServices, IsOperator, Now
 from controlplane.errors import Unavailable
 from controlplane.services import telemetry
 
@@ -39,14 +39,15 @@ class _Told(Collector):
 
 
 @router.get("/metrics", operation_id="isthmus.health.Metrics")
-async def metrics(services: CurrentServices, operator: IsOperator) -> Response:
+async def metrics(services: CurrentServices, operator: IsOperator, now: Now) -> Response:
     """In the text format of Prometheus: this replica's own to anybody, which name no tenant.
 
-    With the operator's token (`Authorization: Bearer <token>`) those of all tenants' load balancers, too, which every replica tells alike.
+    With the operator's token (`Authorization: Bearer <token>`) those of all tenants' load balancers and sites, too, which every replica tells alike.
     """
     exposed = generate_latest()
     if operator:
         registry = CollectorRegistry()
         registry.register(_Told(await telemetry.exposition(services.database)))
+        registry.register(_Told(await services.observer.leases.exposition(now)))
         exposed += generate_latest(registry)
     return Response(exposed, media_type=CONTENT_TYPE_LATEST)

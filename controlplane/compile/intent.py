@@ -67,3 +67,5 @@ class Observations:
     """By site id, sorted by node id; of regional edges too."""
     homes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By customer edge: ids of the regional edges to which it keeps reverse tunnels, in the order of use."""
+    lost: frozenset[str] = frozenset()
+    """Ids of sites of which nothing was heard for a lease."""

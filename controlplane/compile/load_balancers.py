@@ -42,6 +42,11 @@ def algorithm(spec: LoadBalancer) -> Algorithm:
     return "LEAST_REQUEST" if least_active else "RANDOM" if random else "ROUND_ROBIN" if round_robin else "LB_OVERRIDE"
 
 
+def lost_sites(spec: LoadBalancer) -> items.LostSites:
+    """What it wants of pools at sites that are lost."""
+    return "evict" if spec.evict_lost_sites else "keep" if spec.keep_lost_sites else "deprioritise"
+
+
 def _tcp(spec: TcpLoadBalancer, missing: frozenset[Key], policies: tuple[str, ...] | None) -> items.TcpLoadBalancer:
     return items.TcpLoadBalancer(
         pools=weighted_pools(spec.origin_pools_weights, missing),

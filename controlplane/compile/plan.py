@@ -15,7 +15,7 @@ from agent.protocol.items import ItemKind
 from controlplane.compile import public_names
 from controlplane.compile.intent import CACHE, Intent
 from controlplane.compile.listeners import Placement, SiteListeners, placement, settle
-from controlplane.compile.load_balancers import exempts_routes, load_balancer_item
+from controlplane.compile.load_balancers import exempts_routes, load_balancer_item, lost_sites
 from controlplane.compile.members import Topology, topology
 from controlplane.compile.policies import CompiledPolicy, compile_policy
 from controlplane.compile.pools import Locations, locations, pool_item
@@ -105,6 +105,12 @@ class Plan:
                 found[site_id].append(pool)
         return {site_id: tuple(pools) for site_id, pools in found.items()}
 
+    @cached_property
+    def overruled(self) -> tuple[Condition, ...]:
+        """Load balancers that want something else of lost sites than an older one that uses the same pool. Sorted."""
+        found = (_overruled(key, oldest(users), user) for key, users in self.users.items() for user in users)
+        return tuple(sorted((condition for condition in found if condition), key=attrgetter("kind", "key", "message")))
+
     def accepted(self, site_id: str) -> tuple[Placement, ...]:
         listeners = self.listeners.get(site_id)
         return listeners.accepted if listeners else ()
@@ -121,6 +127,15 @@ class Plan:
         """Ids of the other sites that this one calls, or serves with its exports. The relation is symmetric."""
         serving = (pool.locations.all for pool in self.called(self.accepted(site_id)) if not pool.local_only)
         return frozenset[str]().union(*serving, *(made.callers for made in exports)) - {site_id}
+
+
+def _overruled(pool: Key, first: PlannedLoadBalancer, user: PlannedLoadBalancer) -> Condition | None:
+    decided, wanted = (lost_sites(each.placement.stored.spec) for each in (first, user))
+    if decided == wanted:
+        return None
+    winner, loser = first.placement.stored, user.placement.stored
+    message = f"{winner.kind} {winner.key} is older and decides for origin_pool {pool} what becomes of lost sites: {decided}, not {wanted}"
+    return Condition(loser.kind, loser.key, "Conflicted", message)
 
 
 @lru_cache(64)
@@ -260,6 +275,10 @@ def _users(load_balancers: Iterable[PlannedLoadBalancer]) -> Mapping[Key, tuple[
     return {key: tuple(users) for key, users in found.items()}
 
 
+def oldest(users: Iterable[PlannedLoadBalancer]) -> PlannedLoadBalancer:
+    return min(users, key=lambda user: user.placement.rank)
+
+
 def _pools(users: Mapping[Key, tuple[PlannedLoadBalancer, ...]], where: Topology, intent: Intent) -> Mapping[Key, PlannedPool]:
     found = ((key, intent.find("origin_pool", key), by) for key, by in users.items())
     return {key: _pool(stored, _health_checks(stored, intent), by, where) for key, stored, by in found if stored}
@@ -277,9 +296,18 @@ def _pool(
     users: tuple[PlannedLoadBalancer, ...],
     where: Topology,
 ) -> PlannedPool:
-    """`LB_OVERRIDE` becomes the algorithm on which all load balancers that use the pool agree; else they hash, each in its own way."""
+    """`LB_OVERRIDE` becomes the algorithm on which all load balancers that use the pool agree; else they hash, each in its own way.
+
+    What becomes of lost sites the oldest of them decides.
+    """
     at = locations(stored, where)
     algorithms = {user.placement.algorithm for user in users}
-    item = pool_item(stored, health_checks, at.each, algorithms.pop() if len(algorithms) == 1 else "LB_OVERRIDE")
+    item = pool_item(
+        stored,
+        health_checks,
+        at.each,
+        algorithms.pop() if len(algorithms) == 1 else "LB_OVERRIDE",
+        lost_sites(oldest(users).placement.stored.spec),
+    )
     uses = tuple(sorted((user.use for user in users), key=lambda use: use[:2]))
     return PlannedPool(stored.key, item, at, stored.spec.endpoint_selection == "LOCAL_ONLY", uses)

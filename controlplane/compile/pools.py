@@ -41,6 +41,7 @@ def pool_item(
     health_checks: tuple[Stored[Healthcheck], ...],
     sites: tuple[tuple[str, ...] | None, ...],
     override: Algorithm,
+    lost_sites: items.LostSites = "deprioritise",
 ) -> CompiledItem:
     """`sites` are `Locations.each`; `override` is what `LB_OVERRIDE` stands for. Origin servers that are nowhere are left out."""
     spec = pool.spec
@@ -61,6 +62,7 @@ def pool_item(
         circuit_breaker_disabled=options.disable_circuit_breaker is not None,
         panic_threshold_percent=options.panic_threshold or 0,
         connection_reuse=reuse is None or reuse.disable_conn_pool_reuse is None,
+        lost_sites=lost_sites,
     )
     return CompiledItem.of(ItemKind.ORIGIN_POOL, str(pool.key), body)
 

@@ -30,10 +30,10 @@ def compile_site(site_id: str, intent: Intent, observations: Observations) -> Sn
 
 
 def conditions(intent: Intent) -> tuple[Condition, ...]:
-    """What users should know of their objects, whether or not a site has them: dangling references, conflicts of meshes, what edges refuse, conflicts by site."""
+    """What users should know of their objects, whether or not a site has them: dangling references, conflicts, what edges refuse, conflicts by site."""
     made = plan(intent)
     conflicts = (condition for site_id in sorted(made.listeners) for condition in made.listeners[site_id].conflicts)
-    return (*dangling(intent), *made.topology.conflicts, *made.refused, *conflicts)
+    return (*dangling(intent), *made.topology.conflicts, *made.refused, *made.overruled, *conflicts)
 
 
 def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[CompiledItem]:
@@ -62,7 +62,8 @@ def _peer_of(site_id: str, peer: str, made: Plan, observations: Observations) ->
     direct = made.topology.joined(site_id, peer)
     gateways = observations.gateways.get(peer, ()) if direct else ()
     site = made.topology.sites[peer]
-    return _peer(peer, site.metadata.name, direct, gateways, _ways(site_id, peer, made, observations), site.spec.drain)
+    ways = _ways(site_id, peer, made, observations)
+    return _peer(peer, site.metadata.name, direct, gateways, ways, site.spec.drain, peer in observations.lost)
 
 
 def _ways(site_id: str, peer: str, made: Plan, observations: Observations) -> tuple[str, ...]:
@@ -105,9 +106,9 @@ def site_item(site: Stored[Site], tenant: Tenant) -> CompiledItem:
 
 @lru_cache(CACHE)
 def _peer(
-    site_id: str, name: str, direct: bool, gateways: tuple[items.Gateway, ...], edges: tuple[str, ...], draining: bool
+    site_id: str, name: str, direct: bool, gateways: tuple[items.Gateway, ...], edges: tuple[str, ...], draining: bool, lost: bool
 ) -> CompiledItem:
-    body = items.Peer(site_id=site_id, name=name, gateways=gateways, direct=direct, edges=edges, draining=draining)
+    body = items.Peer(site_id=site_id, name=name, gateways=gateways, direct=direct, edges=edges, draining=draining, lost=lost)
     return CompiledItem.of(ItemKind.PEER, site_id, body)
 
 

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from controlplane.resources.advertise import ADVERTISE_CHOICE, AdvertiseCustom
 from controlplane.resources.base import Choice, Empty, Flag, Resource, ServicePolicyRef, Unless, Value, Whole
 from controlplane.resources.headers import UNSUPPORTED_COOKIES, HeaderEdits
+from controlplane.resources.lost_sites import LOST_SITES_CHOICE
 from controlplane.resources.route import CookieForHashing, HashPolicies, PoolWithWeight, Route
 from controlplane.resources.scalars import Domain, Port, PortRanges
 from controlplane.resources.tls import TlsCertificate, TlsConfig
@@ -139,6 +140,7 @@ class HttpLoadBalancer(Resource):
             refused={"default_pool": "inline pools are not supported: create an origin_pool and give default_route_pools"},
         ),
         SERVICE_POLICY_CHOICE,
+        LOST_SITES_CHOICE,
         Choice("waf_choice", off=("disable_waf",), refused={"app_firewall": WAF}),
         Choice("rate_limit_choice", off=("disable_rate_limit",), refused={"rate_limit": RATE_LIMITS, "api_rate_limit": RATE_LIMITS}),
         Choice(
@@ -249,6 +251,10 @@ class HttpLoadBalancer(Resource):
     """Namespaces have no active policies, so none applies."""
     no_service_policies: Empty | None = None
     active_service_policies: ActiveServicePolicies | None = None
+    deprioritize_lost_sites: Empty | None = None
+    """Origins at sites of which nothing is heard are used where no others are left; `evict_lost_sites`: not at all, `keep_lost_sites`: as ever."""
+    evict_lost_sites: Empty | None = None
+    keep_lost_sites: Empty | None = None
     single_lb_app: SingleLbApp | None = None
     more_option: MoreOption | None = None
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from controlplane.resources.advertise import ADVERTISE_CHOICE, AdvertiseCustom
 from controlplane.resources.base import Choice, Empty, Resource, Whole
 from controlplane.resources.http_loadbalancer import DNS, SERVICE_POLICY_CHOICE, ActiveServicePolicies
+from controlplane.resources.lost_sites import LOST_SITES_CHOICE
 from controlplane.resources.route import RETRACTION, PoolWithWeight
 from controlplane.resources.scalars import Domain, Port, PortRanges
 
@@ -33,6 +34,7 @@ class TcpLoadBalancer(Resource):
         ),
         Choice("cluster_retract_choice", ("retract_cluster",), default="retract_cluster", refused={"do_not_retract_cluster": RETRACTION}),
         SERVICE_POLICY_CHOICE,
+        LOST_SITES_CHOICE,
     )
     unsupported = {"dns_volterra_managed": DNS, "origin_pools": "give origin_pools_weights"}
     ignored = frozenset(
@@ -66,5 +68,9 @@ class TcpLoadBalancer(Resource):
     service_policies_from_namespace: Empty | None = None
     no_service_policies: Empty | None = None
     active_service_policies: ActiveServicePolicies | None = None
+    deprioritize_lost_sites: Empty | None = None
+    """Origins at sites of which nothing is heard are used where no others are left; `evict_lost_sites`: not at all, `keep_lost_sites`: as ever."""
+    evict_lost_sites: Empty | None = None
+    keep_lost_sites: Empty | None = None
     idle_timeout: Whole = Field(0, ge=0, le=86_400_000)
     """Milliseconds; 0 means 3,600,000."""

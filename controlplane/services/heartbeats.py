@@ -91,8 +91,18 @@ class Heartbeats:
 
     def is_silent(self, heard_at: datetime | None, fleet: int, now: datetime) -> bool:
         """Whether a node that was last heard of then is known not to live: judged only after a whole lease in which it could have been heard."""
-        could_hear = self.healthy_since is not None and now - self.healthy_since > lease(fleet)
-        return could_hear and heard_at is not None and now - heard_at > lease(fleet)
+        return self.could_hear(fleet, now) and heard_at is not None and now - heard_at > lease(fleet)
+
+    def could_hear(self, fleet: int, now: datetime) -> bool:
+        """Whether all was well for a whole lease, so that silence means something."""
+        return self.healthy_since is not None and now - self.healthy_since > lease(fleet)
+
+    def deaf(self) -> None:
+        """Nothing can be heard or written, or could be until just now."""
+        self.healthy_since = None
+
+    def hears(self, now: datetime) -> None:
+        self.healthy_since = self.healthy_since or now
 
     async def flush(self, now: datetime) -> None:
         """Write what was taken since the last time; what cannot be written now stays for the next."""
@@ -101,13 +111,13 @@ class Heartbeats:
         for tenant_id, taken in pending.items():
             try:
                 await self._write(tenant_id, taken)
-                self.healthy_since = self.healthy_since or now
+                self.hears(now)
             except IntegrityError:
                 log.info("heartbeats of nodes that are gone", tenant=str(tenant_id), nodes=len(taken))
             except (SQLAlchemyError, OSError) as error:
                 if self.healthy_since:
                     log.warning("cannot write heartbeats", error=str(error))
-                self.healthy_since = None
+                self.deaf()
                 self._pending[tenant_id] = {**taken, **self._pending.get(tenant_id, {})}
 
     async def _write(self, tenant_id: UUID, taken: dict[UUID, Taken]) -> None:

@@ -20,6 +20,7 @@ from controlplane.resources.registry import refs
 from controlplane.services.delivery import Delivery, Published, TenantCache
 from controlplane.services.discovered import IN_CLUSTER
 from controlplane.services.heartbeats import Heartbeats, is_fresh
+from controlplane.services.leases import Leases
 from controlplane.services.view import View
 from controlplane.store import nodes, observations
 from controlplane.store.nodes import Node, NodeStatus
@@ -120,6 +121,7 @@ class Observer:
     database: Database
     delivery: Delivery
     heartbeats: Heartbeats
+    leases: Leases
     clock: Callable[[], datetime]
     bell: Bell = field(default_factory=Bell)
 
@@ -138,7 +140,8 @@ class Observer:
         found = [condition for condition in conditions(view.intent) if (condition.kind, condition.key) == (kind, key)]
         lost = {condition.site_id: condition.message for condition in found if condition.type == "Conflicted"}
         sites = await self._sites(cache, stored, wanted, lost)
-        return ObjectReport(wanted, tuple(sites), (*found, *_of_sites(stored, sites)))
+        held = self.leases.held.get(tenant_id, frozenset())
+        return ObjectReport(wanted, tuple(sites), (*found, *_of_sites(stored, sites), *_of_leases(stored, view, held)))
 
     async def wait(self, tenant_id: UUID, kind: str, key: Key, revision: int | None, offline: str, timeout_s: float) -> ObjectReport:
         """Look until it is in force everywhere, cannot come to be, or the time is up."""
@@ -303,3 +306,18 @@ def _of_sites(stored: Stored[Any], sites: Iterable[SiteReport]) -> Iterator[Cond
             yield Condition(stored.kind, stored.key, site.state, f"site {site.site.metadata.name}: {site.reason}")
         if site.discovery and not site.discovery.connected:
             yield Condition(stored.kind, stored.key, "Disconnected", f"site {site.site.metadata.name}: {site.discovery.reason}")
+
+
+def _of_leases(stored: Stored[Any], view: View, held: Collection[UUID]) -> Iterator[Condition]:
+    """Of a site: whether callers were told that it is gone, or why not."""
+    if stored.kind != "site":
+        return
+    own = view.fleet.live.get(str(stored.uid), ())
+    if str(stored.uid) in view.fleet.observations.lost:
+        since = max(node.lost_at for node in own if node.lost_at).isoformat(timespec="seconds")
+        yield Condition(
+            stored.kind, stored.key, "Lost", f"nothing was heard of it for a lease; since {since} load balancers use it as they say"
+        )
+    elif stored.uid in held:
+        message = f"nothing is heard of it, nor of {len(held) - 1} other sites: so many at once are not taken out of use"
+        yield Condition(stored.kind, stored.key, "EvictionStopped", message)

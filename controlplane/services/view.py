@@ -49,7 +49,8 @@ class Fleet:
             )
             for site_id, own in self.live.items()
         }
-        return Observations({site_id: found for site_id, found in gateways.items() if found})
+        lost = frozenset(site_id for site_id, own in self.live.items() if all(node.lost_at for node in own))
+        return Observations({site_id: found for site_id, found in gateways.items() if found}, lost=lost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +122,11 @@ def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], 
 
 
 def _moved(old: View, new: View, nodes: Iterable[Node]) -> set[str]:
-    """Sites with other gateways than before."""
+    """Sites with other gateways than before, or lost since, or back."""
     sites = {str(node.site_id) for node in nodes}
-    before, after = old.fleet.observations.gateways, new.fleet.observations.gateways
-    return {site_id for site_id in sites if before.get(site_id) != after.get(site_id)}
+    before, after = old.fleet.observations, new.fleet.observations
+    moved = {site_id for site_id in sites if before.gateways.get(site_id) != after.gateways.get(site_id)}
+    return moved | (sites & (before.lost ^ after.lost))
 
 
 def _objects(objects: Mapping[str, Mapping[Key, Stored[Any]]], changes: Changes) -> Mapping[str, Mapping[Key, Stored[Any]]]:

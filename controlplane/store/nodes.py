@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from agent.protocol.enrolment import PROOF_LIFE_S
 from controlplane.store.rows import value, values
@@ -25,11 +25,13 @@ class Node:
     certificate_serial: str
     certificate_expires_at: datetime
     revision: int
-    """The tenant's revision at which key, gateways or revocation last changed."""
+    """The tenant's revision at which key, gateways, revocation or loss last changed."""
     created_at: datetime
     gateways: list[Any] = field(default_factory=list)
     """Of `agent.protocol.items.Gateway`, as JSON."""
     revoked_at: datetime | None = None
+    lost_at: datetime | None = None
+    """Since when its site counts as lost."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,36 @@ async def forget_revoked(session: AsyncSession, tenant_id: UUID, before: datetim
     """Delete those that were revoked before that time, with all that they said."""
     statement = delete(NodeRow).filter_by(tenant_id=tenant_id).where(NodeRow.revoked_at < before)
     await session.execute(statement.execution_options(synchronize_session=False))
+
+
+# Leases
+
+
+@dataclass(frozen=True)
+class SiteLease:
+    """When a site that has nodes was last heard of."""
+
+    tenant_id: UUID
+    site_id: UUID
+    nodes: int
+    heard_at: datetime | None
+    """The last heartbeat of any of its nodes."""
+    lost_at: datetime | None
+    """Since when some of its nodes count as lost."""
+    lost: bool
+    """Whether all of them do."""
+
+
+async def leases(definer: AsyncConnection) -> tuple[SiteLease, ...]:
+    """Of all tenants."""
+    found = await definer.execute(text("SELECT tenant_id, site_id, nodes, heard_at, lost_at, lost FROM site_leases()"))
+    return tuple(SiteLease(*row) for row in found)
+
+
+async def mark_lost(session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID], revision: int, at: datetime | None) -> None:
+    """From that revision on these sites count as lost; None: no more."""
+    statement = update(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None).where(NodeRow.site_id.in_(site_ids))
+    await session.execute(statement.values(lost_at=at, revision=revision).execution_options(synchronize_session=False))
 
 
 # Heartbeats

@@ -314,9 +314,11 @@ class NodeRow(OfTenant, Base):
     gateways: Mapped[list[Any]]
     """Of `agent.protocol.items.Gateway`."""
     revision: Mapped[int]
-    """The tenant's revision at which key, gateways or revocation last changed, so that caches can catch up."""
+    """The tenant's revision at which key, gateways, revocation or loss last changed, so that caches can catch up."""
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+    lost_at: Mapped[datetime | None]
+    """Since when its site counts as lost."""
 
 
 class OfNode(OfTenant):

@@ -269,6 +269,7 @@ BODIES = {
             ],
             "round_robin": {},
             "service_policies_from_namespace": {},
+            "deprioritize_lost_sites": {},
         },
     ),
     "TCP load balancer": (
@@ -326,6 +327,7 @@ BODIES = {
             "hash_policy_choice_round_robin": {},
             "retract_cluster": {},
             "service_policies_from_namespace": {},
+            "deprioritize_lost_sites": {},
             "idle_timeout": 3600000,
         },
     ),
