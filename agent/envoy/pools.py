@@ -25,7 +25,7 @@ class PoolView:
     remote: tuple[tuple[str, int], ...] | None
     """Sites to use, with their healthy endpoints, sorted; None when no other site serves the pool."""
     spare: tuple[tuple[str, int], ...] = ()
-    """Likewise those that drain: used when nothing else serves."""
+    """Likewise those that drain or are lost: used when nothing else serves."""
 
     @property
     def key(self) -> str:
@@ -86,16 +86,27 @@ def dials(item: Item, site_id: str) -> bool:
     return bool(_origins(item, site_id)[0])
 
 
-def view(item: Item, scope: Scope, local: LocalState, dialable: frozenset[str], draining: frozenset[str] = frozenset()) -> PoolView:
-    """`dialable`: ids of the sites that there are paths to, `draining` those of them that should not serve."""
+def view(
+    item: Item,
+    scope: Scope,
+    local: LocalState,
+    dialable: frozenset[str],
+    draining: frozenset[str] = frozenset(),
+    lost: frozenset[str] = frozenset(),
+) -> PoolView:
+    """`dialable`: ids of the sites that there are paths to; `draining` those of them that should not serve, `lost` those that are silent."""
     here, elsewhere = _origins(item, scope.site_id)
     reachable = [site for site in elsewhere if site in dialable]
     endpoints = tuple([local.endpoints.get(origin, ()) for origin in here]) if here else None
     usable = tuple(_usable(item.id.key, reachable, local)) if reachable else None
-    if usable is None or not draining:
+    if usable is None or not (draining or lost):
         return _view(item, scope, endpoints, usable)
-    spare = tuple([found for found in usable if found[0] in draining])
-    return _view(item, scope, endpoints, tuple([found for found in usable if found[0] not in draining]), spare)
+    fate = body(item, OriginPool).lost_sites
+    evicted = lost if fate == "evict" else frozenset()
+    spared = draining | lost if fate == "deprioritise" else draining
+    usable = tuple([found for found in usable if found[0] not in evicted])
+    spare = tuple([found for found in usable if found[0] in spared])
+    return _view(item, scope, endpoints, tuple([found for found in usable if found[0] not in spared]), spare)
 
 
 _view = lru_cache(CACHE)(PoolView)

@@ -21,10 +21,11 @@ class Sources:
         """Peers that there are paths to."""
         dialable = frozenset([item.id.key for item, _ in self.reached])
         draining = frozenset([item.id.key for item, _ in self.reached if body(item, Peer).draining])
+        lost = frozenset([item.id.key for item, _ in self.reached if body(item, Peer).lost])
         pools = snapshot.by_kind[ItemKind.ORIGIN_POOL]
         if scope.regional:
             pools = tuple([item for item in pools if not dials(item, scope.site_id)])
-        self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable, draining) for item in pools}
+        self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable, draining, lost) for item in pools}
         self.policies = snapshot.by_key[ItemKind.POLICY]
 
     def policies_of(self, keys: tuple[str, ...]) -> tuple[Item, ...]:

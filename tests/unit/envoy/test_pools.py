@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from agent.envoy.inputs import Endpoint, LocalState, OriginId, PeerView, scope_of
+from agent.envoy.inputs import Endpoint, Item, LocalState, OriginId, PeerView, body, scope_of
 from agent.envoy.pools import reach, view
 from agent.envoy.render import render
 from agent.envoy.resources import ENDPOINTS, ROUTES, Resources
-from agent.protocol.items import ItemKind
+from agent.protocol.items import ItemKind, LostSites, OriginPool
 from tests.golden_files import ROOT
 from tests.unit.envoy.golden_cases import local_of, snapshot_of
 
@@ -74,6 +74,19 @@ def test_a_peers_health_changes_no_cluster_and_no_listener() -> None:
         for healthy in (2, 8)
     )
     assert changed(before, after) == {(ENDPOINTS, "http|shop/mixed"), (ROUTES, "127.90.0.1|8080")}
+
+
+@pytest.mark.parametrize(("fate", "first", "spare"), [("deprioritise", {C}, {B}), ("evict", {C}, set()), ("keep", {B, C}, set())])
+def test_a_pool_says_what_becomes_of_a_lost_site(fate: LostSites, first: set[str], spare: set[str]) -> None:
+    assert SNAPSHOT.site is not None
+    known = SNAPSHOT.by_key[ItemKind.ORIGIN_POOL]["shop/mixed"]
+    origin = body(known, OriginPool).origins[-1].model_copy(update={"sites": (B, C)})
+    item = Item(known.id, fate, OriginPool(origins=(origin,), lost_sites=fate))
+    scope = scope_of(SNAPSHOT.site, LOCAL.run_dir, LOCAL.trusted_ca_file)
+    found = view(item, scope, replace(LOCAL, peers={}), frozenset({B, C}), lost=frozenset({B}))
+    assert ({site for site, _ in found.remote or ()}, {site for site, _ in found.spare}) == (first, spare)
+    alone = view(item, scope, replace(LOCAL, peers={}), frozenset({B}), lost=frozenset({B}))
+    assert alone.remote == (((B, 1),) if fate == "keep" else ()), "none is to be used, which is not the same as that there is none"
 
 
 def test_without_a_site_there_is_nothing() -> None:
