@@ -34,6 +34,8 @@ ProxyState = Literal["starting", "live", "down"]
 LOG_LIMIT_BYTES = 16 << 20
 """Of each of the two files that are kept of Envoy's log."""
 _LOG_CHECK_S = 30.0
+LISTENER_DRAIN_S = 5
+"""How long a listener that is replaced leaves its connections to end: those of a site that was revoked last no longer."""
 _STEADY_S = 30.0
 """An Envoy that lived so long starts again at once when it dies."""
 _STOP_S = 5.0
@@ -197,6 +199,7 @@ class Proxy:
     def _command(self) -> list[str]:
         command = [str(self.binary), "-c", str(self.run_dir / "bootstrap.json"), "--use-dynamic-base-id"]
         command += ["--log-path", str(self.log_path), "--log-level", self.log_level]
+        command += ["--drain-time-s", str(LISTENER_DRAIN_S), "--drain-strategy", "immediate"]
         if self.concurrency is not None:
             command += ["--concurrency", str(self.concurrency)]
         return command

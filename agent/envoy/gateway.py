@@ -23,7 +23,7 @@ from agent.envoy import connections, names, reverse, tls
 from agent.envoy.clusters import http2
 from agent.envoy.connections import connect_route
 from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
-from agent.envoy.messages import Fields, extension, header, milliseconds, number, packed, socket_address, state
+from agent.envoy.messages import Fields, about, extension, header, milliseconds, number, packed, socket_address, state
 from agent.envoy.policy import Requests, Verdict, matcher, verdicts
 from agent.envoy.pools import CACHE
 from agent.envoy.predicates import Input, Predicate, any_of, begins, exactly, filter_state, negated, peer_uri, source_ip
@@ -59,6 +59,7 @@ def listener(addresses: Addresses, scope: Scope) -> Resource:
         address=socket_address(addresses.gateway_host, addresses.gateway_port),
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         filter_chains=chains,
+        metadata=_revocations(scope),
         **reversed_,
     )
     return resource(message, [])
@@ -73,8 +74,14 @@ def relayed_listener(scope: Scope) -> Resource:
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         listener_filters=[tls.inspector()],
         filter_chains=[{**edges, "filter_chain_match": {"server_names": [names.INGRESS_SERVER_NAME]}}, _peers_chain(scope)],
+        metadata=_revocations(scope),
     )
     return resource(message, [])
+
+
+def _revocations(scope: Scope) -> Fields | None:
+    """Nothing reads it. With another number it is another listener, and Envoy ends the connections of the one before: those of the revoked too."""
+    return about({"revocations": str(scope.revocations)}) if scope.revocations else None
 
 
 def _peers_uri(scope: Scope) -> str:

@@ -176,6 +176,9 @@ class Scope:
     edge_anchor_pem: str = ""
     regional: bool = False
     """Whether the site is a regional edge."""
+    peer_crl_pem: str = ""
+    edge_crl_pem: str = ""
+    revocations: int = 0
 
 
 @lru_cache(64)
@@ -190,4 +193,7 @@ def scope_of(site: Item, run_dir: str, trusted_ca_file: str) -> Scope:
         run_dir,
         about.edge_anchor_pem,
         about.kind == "regional_edge",
+        about.peer_crl_pem,
+        about.edge_crl_pem,
+        about.revocations,
     )

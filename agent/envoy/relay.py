@@ -41,7 +41,7 @@ def tenant(item: Item, scope: Scope) -> tuple[Resource, ...]:
     relay = body(item, Relay)
     anchor = names.anchor(relay.tenant_id)
     return (
-        tls.anchor(anchor, relay.anchor_pem, item.id),
+        tls.anchor(anchor, relay.anchor_pem, relay.crl_pem, item.id),
         reverse.cluster(relay.tenant_id, _nodes(relay, scope), anchor, (item.id,)),
         _routes(item, scope),
     )

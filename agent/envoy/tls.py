@@ -41,15 +41,22 @@ def node_secrets(node: NodeIdentity, scope: Scope, site: ItemId) -> tuple[Resour
         "certificate_chain": {"inline_string": node.certificate_pem},
         "private_key": {"inline_string": node.private_key_pem},
     }
-    anchors = {names.PEER_ANCHOR_SECRET: scope.peer_anchor_pem, names.EDGE_ANCHOR_SECRET: scope.edge_anchor_pem}
+    anchors = (
+        (names.PEER_ANCHOR_SECRET, scope.peer_anchor_pem, scope.peer_crl_pem),
+        (names.EDGE_ANCHOR_SECRET, scope.edge_anchor_pem, scope.edge_crl_pem),
+    )
     return (
         resource(Secret(name=names.NODE_SECRET, tls_certificate=pair), []),
-        *(anchor(name, pem, site) for name, pem in anchors.items() if pem),
+        *(anchor(name, pem, crl_pem, site) for name, pem, crl_pem in anchors if pem),
     )
 
 
-def anchor(name: str, pem: str, source: ItemId) -> Resource:
-    return resource(Secret(name=name, validation_context={"trusted_ca": {"inline_string": pem}}), [source])
+def anchor(name: str, pem: str, crl_pem: str, source: ItemId) -> Resource:
+    """What nodes' certificates have to be signed by, and which of those are refused all the same: only leaves are ever revoked."""
+    context: Fields = {"trusted_ca": {"inline_string": pem}}
+    if crl_pem:
+        context |= {"crl": {"inline_string": crl_pem}, "only_verify_leaf_cert_crl": True}
+    return resource(Secret(name=name, validation_context=context), [source])
 
 
 def _peer_context(uri_prefix: str, anchor_secret: str, alpn: Iterable[str]) -> Fields:

@@ -225,9 +225,11 @@ async def get_registration(name: NameInPath, caller: CurrentCaller, session: Ses
 @router.delete(
     _REGISTRATION, operation_id="ves.io.schema.registration.API.Delete", tags=["registration"], openapi_extra=described(_REGISTRATION)
 )
-async def delete_registration(name: NameInPath, body: OptionalJsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
+async def delete_registration(
+    name: NameInPath, body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
+) -> Json:
     """Retire a registration, and forget it."""
-    await registrations.delete(session, caller, name, now=now)
+    await registrations.delete(session, caller, name, ring=services.fabric.ring, now=now)
     return {}
 
 
@@ -246,7 +248,7 @@ async def approve_registration(
     """Let a node in (APPROVED, with its passport), or out for ever (RETIRED)."""
     approval = read(Approval, body, "system")
     if approval.state == "RETIRED":
-        return {"obj": _registration(caller, await registrations.retire(session, caller, name, now=now))}
+        return {"obj": _registration(caller, await registrations.retire(session, caller, name, ring=services.fabric.ring, now=now))}
     if approval.passport is None:
         raise Invalid("Field passport should be not nil, got nil in request.", [FieldError("passport", "should be not nil")])
     approved = await registrations.approve(

@@ -99,6 +99,9 @@ def site_item(site: Stored[Site], tenant: Tenant) -> CompiledItem:
         peer_anchor_pem="" if site.spec.is_edge else tenant.peer_anchor_pem,
         edge_anchor_pem=tenant.edge_anchor_pem,
         control_plane_anchor_pem=tenant.control_plane_anchor_pem,
+        peer_crl_pem=tenant.peer_crl_pem,
+        edge_crl_pem=tenant.edge_crl_pem,
+        revocations=tenant.revocations,
         tunnel_dead_timeout=site.spec.tunnel_dead_timeout or _DEAD_TIMEOUT_MS,
     )
     return CompiledItem.of(ItemKind.SITE, str(site.uid), body)

@@ -106,10 +106,13 @@ class Agents:
 
 
 async def spend(session: AsyncSession, agent: Agent) -> None:
-    """Refuse a proof that was used before; part of the transaction that does what it asks for."""
+    """Refuse a proof that was used before, and a node that was revoked a moment ago; part of the transaction that does what it asks for."""
     expires_at = datetime.fromtimestamp(agent.proof.iat + 2 * PROOF_LIFE_S, UTC)
-    if not await store.spend(session, agent.tenant_id, agent.node.id, agent.proof.jti, expires_at):
-        raise refused_proof("Replayed", "this proof was used before")
+    match await store.spend(session, agent.tenant_id, agent.node.id, agent.proof.jti, expires_at):
+        case "revoked":
+            raise refused_proof("Revoked", f"node {agent.node.name} was revoked")
+        case "replayed":
+            raise refused_proof("Replayed", "this proof was used before")
 
 
 def _verify(call: Call, key: ec.EllipticCurvePublicKey, now: datetime) -> Proof:

@@ -8,8 +8,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane import pki
+from controlplane.auth import OPERATOR_TENANT
 from controlplane.store import authorities as store
+from controlplane.store import changes, nodes, tenants
 from controlplane.store.authorities import SealedAuthority, State
+from controlplane.store.session import enter
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,30 @@ async def ca_pin(session: AsyncSession, fabric: Fabric) -> str | None:
     """Hex SHA-256 of the roots in PEM, by which a newcomer recognises them."""
     anchor = await control_plane_anchor(session, fabric)
     return hashlib.sha256(anchor.encode()).hexdigest() if anchor else None
+
+
+async def withdraw(session: AsyncSession, ring: pki.KeyRing, tenant_id: UUID, *, edge: bool, now: datetime) -> None:
+    """A node of the tenant (`edge`: of a regional edge) was revoked while its site lives on: nobody accepts its certificates any more."""
+    serials = await nodes.revoked_serials(session, tenant_id, now)
+    owner, role = (None, "edges") if edge else (tenant_id, "tenant")
+    for sealed in await store.versions(session, owner, role, lock=True):
+        if sealed.state != "removed":
+            await store.change(session, sealed, crl_pem=pki.revocations(unsealed(ring, sealed), serials, now))
+    await announce(session, tenant_id, role, revoked=edge)
+
+
+async def announce(session: AsyncSession, tenant_id: UUID, role: str, *, revoked: bool = False) -> None:
+    """What is trusted for a role changes: tell the sites of every tenant that it concerns, and regional edges, which serve all.
+
+    The operator's tenant comes last, so that no two of these wait for each other. `revoked`: gateways are to let go of their connections.
+    """
+    known = await tenants.list_all(session)
+    last = [tenant.id for tenant in known if tenant.name == OPERATOR_TENANT]
+    own = [tenant_id] if role == "tenant" else [tenant.id for tenant in known]
+    for concerned in [*(each for each in own if each not in last), *last]:
+        await enter(session, concerned)
+        await changes.raise_anchors_revision(session, concerned, revoked=revoked)
+    await enter(session, tenant_id)
 
 
 async def keep(

@@ -18,7 +18,7 @@ from agent.protocol.enrolment import BootstrapSpec, ConfigRequest, Credentials, 
 from agent.protocol.items import EDGES
 from controlplane import pki
 from controlplane.auth import Caller, refused_proof
-from controlplane.errors import Conflict, FieldError, Forbidden, Invalid, NotAdmitted, Unauthenticated
+from controlplane.errors import Conflict, FieldError, Forbidden, Invalid, NotAdmitted, TooManyRequests, Unauthenticated
 from controlplane.resources.base import Name
 from controlplane.services import registrations as decisions
 from controlplane.services.agents import Agent, spend
@@ -31,6 +31,8 @@ from controlplane.store.registrations import Registration
 from controlplane.store.tokens import Token
 
 HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?$")]
+MOST_LEAVES = 64
+"""Of one node, at a time. All of them have to be told to everybody when it is revoked."""
 _SITE_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _NODE_NAME: TypeAdapter[str] = TypeAdapter(HostName)
 _CLUSTER_TYPE: TypeAdapter[str] = TypeAdapter(Literal["ce", "re"])
@@ -237,15 +239,20 @@ async def _issue(
 ) -> Node:
     role, tenant_id = ("edges", None) if desk.edge else ("tenant", desk.tenant_id)
     authority = await open_authority(session, desk.fabric.ring, tenant_id, role)
+    leaves = [leaf for leaf in node.leaves if leaf[1] > now.timestamp()]
+    if len(leaves) >= MOST_LEAVES:
+        raise TooManyRequests(f"node {node.name} has {len(leaves)} certificates that have not expired", retry_after_s=3600.0)
     certificate = pki.issue_node(authority, _identity(desk, node), key, now)
+    serial = f"{certificate.serial_number:x}"
     await nodes.change(
         session,
         desk.tenant_id,
         node.id,
         public_key_pem=keys_pem,
         certificate_pem=pki.to_pem(certificate),
-        certificate_serial=f"{certificate.serial_number:x}",
+        certificate_serial=serial,
         certificate_expires_at=certificate.not_valid_after_utc,
+        leaves=[*leaves, [serial, certificate.not_valid_after_utc.timestamp()]],
         revision=revision,
     )
     issued = await nodes.get(session, desk.tenant_id, node.id)

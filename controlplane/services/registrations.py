@@ -14,6 +14,7 @@ from controlplane.errors import Conflict, FieldError, Forbidden, Invalid, NotFou
 from controlplane.pki import KeyRing
 from controlplane.resources.base import Labels, Unless, Value
 from controlplane.services import auditing, sites
+from controlplane.services.authorities import withdraw
 from controlplane.store import nodes, tokens
 from controlplane.store import registrations as store
 from controlplane.store.changes import raise_revision
@@ -140,21 +141,22 @@ async def admit(
     )
 
 
-async def retire(session: AsyncSession, caller: Caller, name: str, *, now: datetime) -> Registration:
+async def retire(session: AsyncSession, caller: Caller, name: str, *, ring: KeyRing, now: datetime) -> Registration:
     """Whatever state it is in: its node is nobody's peer from now on, and may not come back with this key."""
     revision = await raise_revision(session, caller.tenant_id)
     registration = await _locked(session, caller, name)
-    if registration.node_id is not None:
-        await nodes.revoke(session, caller.tenant_id, [registration.node_id], revision, now)
+    node_ids = [registration.node_id] if registration.node_id else []
+    if await nodes.revoke(session, caller.tenant_id, node_ids, revision, now):
+        await withdraw(session, ring, caller.tenant_id, edge=is_edge(registration), now=now)
     if registration.state != "RETIRED":
         registration = await store.change(session, caller.tenant_id, name, state="RETIRED", state_at=now)
         await _record(session, caller, "CustomAPI.RegistrationApprove", registration, now)
     return registration
 
 
-async def delete(session: AsyncSession, caller: Caller, name: str, *, now: datetime) -> None:
+async def delete(session: AsyncSession, caller: Caller, name: str, *, ring: KeyRing, now: datetime) -> None:
     """Retired first, if it was not."""
-    registration = await retire(session, caller, name, now=now)
+    registration = await retire(session, caller, name, ring=ring, now=now)
     await store.delete(session, caller.tenant_id, name)
     await _record(session, caller, "API.Delete", registration, now)
 

@@ -212,15 +212,9 @@ async def _replace_servers(session: AsyncSession, caller: Caller, fabric: Fabric
 
 
 async def _settle(session: AsyncSession, caller: Caller, role: Role, step: str, number: int, now: datetime) -> None:
-    """Let everybody know whom it concerns, and write it down. The operator's tenant comes last: no two steps wait for each other."""
+    """Let everybody know whom it concerns, and write it down."""
     if role != "servers":
-        known = await tenants.list_all(session)
-        own = [tenant for tenant in known if role != "tenant" or tenant.id == caller.tenant_id]
-        of_edges = [tenant for tenant in known if tenant.name == OPERATOR_TENANT]
-        for tenant_id in dict.fromkeys([*(tenant.id for tenant in own if tenant not in of_edges), *(tenant.id for tenant in of_edges)]):
-            await enter(session, tenant_id)
-            await changes.raise_anchors_revision(session, tenant_id)
-        await enter(session, caller.tenant_id)
+        await authorities.announce(session, caller.tenant_id, role)
     await auditing.record(session, caller, f"authority.CustomAPI.{step}", now, namespace="system", name=f"{role}-v{number}")
 
 

@@ -167,14 +167,15 @@ async def raise_revision(session: AsyncSession, tenant_id: UUID) -> int:
 
 
 _ANCHORS = text("""
-    UPDATE tenants SET revision = revision + 1, anchors_revision = revision + 1 WHERE id = :tenant_id
+    UPDATE tenants SET revision = revision + 1, anchors_revision = revision + 1, revocations = revocations + :revoked WHERE id = :tenant_id
     RETURNING revision, pg_notify(:channel, id || ':' || revision)
 """)
 
 
-async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID) -> int:
-    """As `raise_revision`: what sites of the tenant trust changes in this transaction."""
-    revision: int = (await session.execute(_ANCHORS, {"tenant_id": tenant_id, "channel": INTENT_CHANNEL})).scalar_one()
+async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID, *, revoked: bool = False) -> int:
+    """As `raise_revision`: what sites of the tenant trust changes in this transaction, maybe because somebody was revoked."""
+    given = {"tenant_id": tenant_id, "channel": INTENT_CHANNEL, "revoked": int(revoked)}
+    revision: int = (await session.execute(_ANCHORS, given)).scalar_one()
     return revision
 
 

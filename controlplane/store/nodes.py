@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import delete, func, select, text, update
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from agent.protocol.enrolment import PROOF_LIFE_S
 from controlplane.store.rows import value, values
-from controlplane.store.tables import NodeRow, NodeStatusRow, ProofRow
+from controlplane.store.tables import NodeRow, NodeStatusRow, TenantRow
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Node:
     gateways: list[Any] = field(default_factory=list)
     """Of `agent.protocol.items.Gateway`, as JSON."""
     revoked_at: datetime | None = None
+    leaves: list[Any] = field(default_factory=list)
+    """Serial (hex) and end (Unix seconds) of each certificate that it was given and that had not expired when the last one was issued."""
     lost_at: datetime | None = None
     """Since when its site counts as lost."""
 
@@ -84,11 +86,23 @@ async def change(session: AsyncSession, tenant_id: UUID, node_id: UUID, **column
     await session.execute(statement.execution_options(synchronize_session=False))
 
 
-async def revoke(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID], revision: int, now: datetime) -> None:
-    """From that revision on they are nobody's peers, and their proofs are refused."""
+async def revoke(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID], revision: int, now: datetime) -> bool:
+    """From that revision on they are nobody's peers, and their proofs are refused. False if all of them were revoked before."""
     statement = update(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None).where(NodeRow.id.in_(node_ids))
-    statement = statement.values(revoked_at=now, revision=revision, gateways=[])
-    await session.execute(statement.execution_options(synchronize_session=False))
+    statement = statement.values(revoked_at=now, revision=revision, gateways=[]).returning(NodeRow.id)
+    revoked = (await session.scalars(statement.execution_options(synchronize_session=False))).all()
+    if revoked:
+        counted = update(TenantRow).filter_by(id=tenant_id).values(revocations=TenantRow.revocations + 1)
+        await session.execute(counted.execution_options(synchronize_session=False))
+    return bool(revoked)
+
+
+async def revoked_serials(session: AsyncSession, tenant_id: UUID, now: datetime) -> tuple[int, ...]:
+    """Of certificates that would be good if their nodes were not revoked."""
+    query = (
+        select(NodeRow.leaves).filter_by(tenant_id=tenant_id).where(NodeRow.revoked_at.is_not(None), NodeRow.certificate_expires_at > now)
+    )
+    return tuple(int(serial, 16) for leaves in await session.scalars(query) for serial, until in leaves if until > now.timestamp())
 
 
 async def forget_revoked(session: AsyncSession, tenant_id: UUID, before: datetime) -> None:
@@ -173,7 +187,22 @@ async def write_statuses(session: AsyncSession, tenant_id: UUID, heartbeats: Ite
 # Proofs
 
 
-async def spend(session: AsyncSession, tenant_id: UUID, node_id: UUID, jti: str, expires_at: datetime) -> bool:
-    """Note that a proof was used; False if it had been before."""
-    statement = insert(ProofRow).values(tenant_id=tenant_id, node_id=node_id, jti=jti, expires_at=expires_at)
-    return await session.scalar(statement.on_conflict_do_nothing().returning(ProofRow.jti)) is not None
+_SPEND = text("""
+    WITH live AS (SELECT id FROM nodes WHERE tenant_id = :tenant_id AND id = :node_id AND revoked_at IS NULL),
+    spent AS (
+        INSERT INTO proofs (tenant_id, node_id, jti, expires_at) SELECT :tenant_id, id, :jti, :expires_at FROM live
+        ON CONFLICT DO NOTHING RETURNING jti
+    )
+    SELECT EXISTS (SELECT FROM live) AS live, EXISTS (SELECT FROM spent) AS fresh
+""")
+
+
+async def spend(
+    session: AsyncSession, tenant_id: UUID, node_id: UUID, jti: str, expires_at: datetime
+) -> Literal["spent", "replayed", "revoked"]:
+    """Note that a proof was used: by a node that is not revoked, by what is committed now, and for the first time."""
+    given = {"tenant_id": tenant_id, "node_id": node_id, "jti": jti, "expires_at": expires_at}
+    found = (await session.execute(_SPEND, given)).one()
+    if not found.live:
+        return "revoked"
+    return "spent" if found.fresh else "replayed"

@@ -82,13 +82,14 @@ async def dial(
     newest: bool = True,
     dialled: socket.socket | None = None,
     server_name: str = "",
+    within_s: float = 10,
 ) -> AsyncIterator[Http2]:
     """As a node would, but without asking who answers; over a socket that is connected already, if one is given."""
     context = client_context(node, directory)
     context.set_alpn_protocols(["h2"])
     if not newest:
         context.maximum_version = ssl.TLSVersion.TLSv1_2
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(within_s):
         where: dict[str, Any] = {"sock": dialled} if dialled else {"host": gateway.host, "port": gateway.port}
         where["server_hostname"] = server_name
         reader, writer = await asyncio.open_connection(ssl=context, **where)

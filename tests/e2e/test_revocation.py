@@ -1,0 +1,124 @@
+"""What is left to a site, or to one node of it, once it was revoked: nothing, on real Envoys."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from cryptography import x509
+
+from agent.envoy.inputs import Item, NodeIdentity
+from agent.protocol.items import ExportUse, ItemKind, Site
+from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH
+from agent.proxy import LISTENER_DRAIN_S
+from controlplane import pki
+from tests.e2e.dataplane_sites import TENANT, TRUST_DOMAIN, LiveSite, Trust, World, export, item, pool, tcp_pod, three_sites, until
+from tests.e2e.gateway_client import Http2, connect, dial, get
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world() -> AsyncIterator[World]:
+    """`c` may use the TCP export `shop/raw` of `b`."""
+
+    async def listens_for_ever(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with three_sites() as world:
+        endpoint = await world.stack.enter_async_context(tcp_pod(world.b.host, listens_for_ever))
+        world.shared(pool("shop/raw", world.b.site_id))
+        world.b.knows(export("shop/raw", ExportUse(load_balancer="shop/raw", protocol="tcp", peers=(world.c.site_id,))))
+        world.b.endpoints("shop/raw", "pods", [endpoint])
+        await world.apply()
+        yield world
+
+
+def site_of(live: LiveSite, **changed: object) -> Item:
+    (known,) = [each for each in live.snapshot.items.values() if each.id.kind is ItemKind.SITE]
+    assert isinstance(known.body, Site)
+    return item(ItemKind.SITE, live.site_id, known.body.model_copy(update=changed))
+
+
+def serial(node: NodeIdentity) -> int:
+    return x509.load_pem_x509_certificate(node.certificate_pem.encode()).serial_number
+
+
+async def is_spoken_to(world: World, node: NodeIdentity, directory: Path) -> bool:
+    try:
+        async with dial(world.b.gateway, node, directory) as client:
+            return await client.status(get(PEER_AUTHORITY, PEER_HEALTH_PATH)) == 200
+    except (ConnectionError, ssl.SSLError):
+        return False
+
+
+async def test_an_idle_stream_ends_with_the_revocation(world: World, tmp_path: Path) -> None:
+    node = world.c.local.node
+    within_s = LISTENER_DRAIN_S + 10
+    async with (
+        dial(world.b.gateway, node, tmp_path, within_s=within_s) as client,
+        dial(world.a.gateway, node, tmp_path, within_s=within_s) as elsewhere,
+    ):
+        _, status = await client.ask([*connect("raw.shop.tcp"), ("x-isthmus-lb", "shop/raw")], ends=False)
+        assert status == 200
+        world.b.knows(site_of(world.b, revocations=1))
+        await world.b.apply()
+        kept = asyncio.create_task(_until_it_ends(elsewhere))
+        await _until_it_ends(client)
+        assert not kept.done()
+        kept.cancel()
+    assert await is_spoken_to(world, node, tmp_path)
+
+
+async def _until_it_ends(client: Http2) -> None:
+    """Answering its pings."""
+    with suppress(ConnectionError):
+        while True:
+            await client.events()
+
+
+async def test_one_node_of_a_site_is_revoked_and_the_others_are_not(world: World, tmp_path: Path) -> None:
+    now = Trust.now()
+    gone, stays = (world.c.trust.node(world.c.site_id, "c") for _ in range(2))
+    assert [await is_spoken_to(world, node, tmp_path) for node in (gone, stays)] == [True, True]
+    world.b.knows(site_of(world.b, peer_crl_pem=pki.revocations(world.b.trust.authority, [serial(gone)], now)))
+    await world.b.apply()
+    assert [await is_spoken_to(world, node, tmp_path) for node in (gone, stays)] == [False, True]
+
+
+async def test_it_stays_revoked_while_the_authority_is_replaced(world: World, tmp_path: Path) -> None:
+    now = Trust.now()
+    old = world.b.trust
+    root = pki.create_root(TRUST_DOMAIN, now)
+    new = Trust(TENANT, pki.create_tenant_authority(root, TENANT, TRUST_DOMAIN, now, 2))
+    gone, stays, fresh, fresh_gone = (trust.node(world.c.site_id, "c") for trust in (old, old, new, new))
+    both = new.authority.certificate_pem + old.authority.certificate_pem
+    lists = [pki.revocations(trust.authority, [serial(gone), serial(fresh_gone)], now) for trust in (new, old)]
+    world.b.knows(site_of(world.b, peer_anchor_pem=both, peer_crl_pem="".join(lists)))
+    await world.b.apply()
+    found = [await is_spoken_to(world, node, tmp_path) for node in (gone, stays, fresh, fresh_gone)]
+    assert found == [False, True, True, False]
+    world.b.knows(site_of(world.b, peer_anchor_pem=new.authority.certificate_pem, peer_crl_pem=lists[0]))
+    await world.b.apply()
+    assert [await is_spoken_to(world, node, tmp_path) for node in (stays, fresh, fresh_gone)] == [False, True, False]
+
+
+async def test_who_was_revoked_is_not_dialled_either(world: World) -> None:
+    async with three_sites() as other:
+        await other.apply()
+        await other.answers("shop.test")
+        crl_pem = pki.revocations(other.a.trust.authority, [serial(site.local.node) for site in (other.b, other.c)], Trust.now())
+        other.a.knows(site_of(other.a, peer_crl_pem=crl_pem))
+        await other.a.apply()
+        for site in (other.b, other.c):
+            site.knows(site_of(site, revocations=1))
+            await site.apply()
+
+        async def refused() -> bool:
+            return (await other.call("shop.test")).status_code == 503
+
+        await until(refused, "nobody to be called", within_s=LISTENER_DRAIN_S + 20)
