@@ -1,21 +1,36 @@
-"""A watched cluster against an emulator that runs as a process."""
+"""A watched cluster against an emulator, which runs in the test's own process unless it is to be killed."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
-from agent.discovery import kubeconfig, reflector
+from agent.discovery import kubeconfig as access
+from agent.discovery import reflector
 from lab.kubernetes import objects
+from lab.kubernetes.access import Access
+from lab.kubernetes.admission import Admission
 from lab.kubernetes.client import Client, connect
-from lab.kubernetes.running import Emulator, running
+from lab.kubernetes.kubeconfig import kubeconfig
+from lab.kubernetes.running import Emulator
+from lab.kubernetes.server import ApiServer
+from lab.kubernetes.store import Store
+from lab.kubernetes.writing import Writer
 from tests.agent.discovery.watching import Watcher, watching
 
 
 @pytest.fixture
 async def emulator(tmp_path: Path) -> AsyncIterator[Emulator]:
-    async with running(tmp_path) as emulator:
-        yield emulator
+    """It serves as the process would, but at once."""
+    server = ApiServer(Writer(Store(None), Admission(allow_loopback=True)), Access())
+    runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    emulator = Emulator(tmp_path, port=runner.addresses[0][1])
+    emulator.kubeconfig.write_text(kubeconfig(f"http://127.0.0.1:{emulator.port}", token="", authority=None, certificate=False))
+    yield emulator
+    await runner.cleanup()
 
 
 @pytest.fixture
@@ -44,7 +59,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of watches that show nothing, and of lists that are not answered."""
     monkeypatch.setattr(reflector, "SILENCE_S", 1.5)
-    monkeypatch.setattr(kubeconfig, "ANSWER_S", 1.5)
+    monkeypatch.setattr(access, "ANSWER_S", 1.5)
 
 
 @pytest.fixture
