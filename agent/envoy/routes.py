@@ -143,7 +143,7 @@ def _host_edits(context: _Context) -> Fields:
     """Ours come last, so that they prevail."""
     edits = _edits(context.lb.headers, context)
     if any(reach.remote is not None for reach in context.reaches.values()):
-        edits["request_headers_to_add"].append(header(names.LB_HEADER, context.key))
+        edits["request_headers_to_add"].append(header(names.LB_HEADER, names.own_key(context.key)))
     if context.lb.hsts and context.door.tls:
         edits["response_headers_to_add"].append(header("strict-transport-security", _HSTS))
     return edits

@@ -62,11 +62,13 @@ def _direct(item: Item, scope: Scope) -> tuple[Resource, ...]:
     return _gateways(names.site(peer.site_id), item, peer.site_id, peer.gateways, checked)
 
 
-def _gateways(name: str, item: Item, site_id: str, gateways: tuple[Gateway, ...], fields: Fields) -> tuple[Resource, ...]:
-    """Cluster (and endpoints, if it has any of its own) of a site's gateways."""
+def _gateways(
+    name: str, item: Item, site_id: str, gateways: tuple[Gateway, ...], fields: Fields, family: str = "AUTO"
+) -> tuple[Resource, ...]:
+    """Cluster (and endpoints, if it has any of its own) of a site's gateways. `family`: of the addresses that their names may have."""
     assignment = ClusterLoadAssignment(cluster_name=name, endpoints=[_gateway_endpoints(site_id, gateways)])
     by_address = _by_address(gateways)
-    source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}} if by_address else _by_name(assignment)
+    source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}} if by_address else _by_name(assignment, family)
     cluster = resource(Cluster(name=name, **source, **fields), [item.id])
     return (cluster, resource(assignment, [item.id])) if by_address else (cluster,)
 
@@ -83,8 +85,8 @@ def _is_ip_address(host: str) -> bool:
     return True
 
 
-def _by_name(assignment: ClusterLoadAssignment) -> Fields:
-    return {"type": "STRICT_DNS", "load_assignment": assignment, "dns_refresh_rate": milliseconds(5_000)}
+def _by_name(assignment: ClusterLoadAssignment, family: str) -> Fields:
+    return {"type": "STRICT_DNS", "load_assignment": assignment, "dns_refresh_rate": milliseconds(5_000), "dns_lookup_family": family}
 
 
 def _gateway_endpoints(site_id: str, gateways: Iterable[Gateway]) -> Fields:
@@ -143,7 +145,7 @@ def _named_gateways(item: Item, peer: Peer) -> tuple[Resource, ...]:
         "close_connections_on_host_health_failure": True,
         "upstream_connection_options": {"tcp_keepalive": {}},
     }
-    return _gateways(names.gateway(peer.site_id), item, peer.site_id, peer.gateways, fields)
+    return _gateways(names.gateway(peer.site_id), item, peer.site_id, peer.gateways, fields, "ALL")
 
 
 @lru_cache(CACHE)
@@ -189,7 +191,7 @@ def edge(item: Item, scope: Scope) -> tuple[Resource, ...]:
     uri = names.edge_uri(scope.trust_domain, about_.site_id)
     socket = tls.to_node(uri, names.EDGE_ANCHOR_SECRET, server_name=names.relay_server_name(scope.tenant_id))
     checked = _tunnel(socket, health_checks=[_health_check()], common_lb_config=_AT_ONCE)
-    return _gateways(names.edge(about_.site_id), item, about_.site_id, about_.gateways, checked)
+    return _gateways(names.edge(about_.site_id), item, about_.site_id, about_.gateways, checked, "ALL")
 
 
 @lru_cache(CACHE)
@@ -204,7 +206,7 @@ def dialled(item: Item, gateways: tuple[Gateway, ...], uri: str, anchor: str, sc
         "upstream_connection_options": {"tcp_keepalive": _TCP_KEEPALIVE},
         "transport_socket": tls.to_node(uri, anchor, alpn=(), server_name=names.tunnels_server_name(scope.tenant_id)),
     }
-    return _gateways(names.tunnels(item.id.key), item, item.id.key, gateways, fields)
+    return _gateways(names.tunnels(item.id.key), item, item.id.key, gateways, fields, "V4_PREFERRED")
 
 
 def _tunnel(socket: Fields, **fields: object) -> Fields:

@@ -171,11 +171,18 @@ class LiveSite:
 
 @asynccontextmanager
 async def live_site(
-    name: str, number: int, trust: Trust, *, edges: Trust | None = None, host: str | None = None, log_level: str = "warning"
+    name: str,
+    number: int,
+    trust: Trust,
+    *,
+    edges: Trust | None = None,
+    host: str | None = None,
+    site_id: str = "",
+    log_level: str = "warning",
 ) -> AsyncIterator[LiveSite]:
-    """`number` gives the site an id and a loopback address of its own. With `trust` of edges it is one."""
+    """`number` gives the site an id, unless it is a node of another one, and a loopback address of its own. With `trust` of edges it is one."""
     host = host or f"127.{60 + number}.0.1"
-    site_id = f"{number:08d}-0000-4000-8000-000000000000"
+    site_id = site_id or f"{number:08d}-0000-4000-8000-000000000000"
     run_dir = Path(tempfile.mkdtemp(prefix="isth-"))
     node = trust.node(site_id, name)
     gateway = Gateway(node_id=node.node_id, host=host, port=free_port(host), workers=WORKERS)

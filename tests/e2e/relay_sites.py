@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -49,6 +49,10 @@ class Relayed:
     port: int
     client: httpx.AsyncClient
     stack: AsyncExitStack
+    threads: ThreadPoolExecutor
+    edges: Trust
+    ports: dict[str, int] = field(default_factory=dict)
+    """Of load balancers at `a` that a test adds."""
 
     @property
     def sites(self) -> tuple[LiveSite, ...]:
@@ -110,6 +114,21 @@ class Relayed:
 
         await until(answered, f"path {path} to lead to b")
 
+    @asynccontextmanager
+    async def node(self, site: LiveSite, number: int) -> AsyncIterator[LiveSite]:
+        """Another node of the site, that serves the same and cannot be dialled."""
+        async with live_site(f"{site.name}{number}", number, site.trust, edges=self.edges, site_id=site.site_id) as node:
+            node.knows(*site.snapshot.items.values())
+            node.local = replace(node.local, endpoints=site.local.endpoints, workers=WORKERS)
+            await node.apply()
+            yield node
+
+    async def accepted(self, edge: LiveSite, node: LiveSite) -> bool:
+        """Whether the edge has tunnels of that node."""
+        return bool(
+            (await edge.proxy.admin.get(f"/stats?filter=^accepted_tunnels.*{node.local.node.node_id}.{node.site_id}&usedonly")).strip()
+        )
+
     async def tunnels(self, site: LiveSite, other: LiveSite) -> int:
         """How many reverse tunnels a site has open to the other, by its own count."""
         text = await site.proxy.admin.get(rf"/stats?filter=^dialled_tunnels\.worker_\d%2B\.cluster\.tunnels\|{other.site_id}\.connected$")
@@ -126,9 +145,10 @@ def replace_gateway(gateway: Gateway, host: str, port: int) -> Gateway:
 
 
 @asynccontextmanager
-async def forwarder(site: LiveSite, threads: ThreadPoolExecutor) -> AsyncIterator[Forwarder]:
+async def forwarder(site: LiveSite, threads: ThreadPoolExecutor, host: str = "") -> AsyncIterator[Forwarder]:
+    """Before the site's gateway, at an address of the site unless told otherwise."""
     place = Place(site.name, None, site.host, site.host, site.host, site.host, site.host, threads)
-    tap = Forwarder(place.listen(site.host), place, (site.gateway.host, site.gateway.port))
+    tap = Forwarder(place.listen(host or site.host), place, (site.gateway.host, site.gateway.port))
     await tap.start()
     try:
         yield tap
@@ -152,8 +172,8 @@ async def relayed(number: int, **log_levels: str) -> AsyncIterator[Relayed]:
         taps = {site: await stack.enter_async_context(forwarder(site, threads)) for site in sites.values()}
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=10))
         pod = await stack.enter_async_context(http_pod("b1", sites["b"].host))
-        world = Relayed(**sites, taps=taps, pod=pod, port=free_port(sites["a"].host), client=client, stack=stack)
-        a, b, x = world.a, world.b, world.x
+        a, b, x, e, f = sites.values()
+        world = Relayed(a, b, x, e, f, taps, pod, free_port(a.host), client, stack, threads, edges)
         world.relays(a, b, x)
         for site in (a, b, x):
             site.knows(world.edge(world.e), world.edge(world.f), pool("shop/cart", b.site_id))

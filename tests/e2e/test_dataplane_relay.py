@@ -1,12 +1,18 @@
 """Two sites that reach each other directly, through reverse tunnels, or through regional edges that serve another tenant too."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
-from tests.e2e.relay_sites import Relayed, relayed
+from lab.forwarder import Forwarder
+from tests.e2e.dataplane_sites import LiveSite, export, free_port, listener, pool, tcp, tcp_pod, until
+from tests.e2e.relay_sites import Relayed, forwarder, relayed, use
+from tests.e2e.test_dataplane_tcp import named
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,6 +39,26 @@ async def test_requests_go_by_each_path(world: Relayed, path: str) -> None:
     await world.paths()
 
 
+@pytest.mark.parametrize("path", ["direct", "e", "f"])
+async def test_connections_go_by_each_path_and_their_halves_close_on_their_own(world: Relayed, path: str) -> None:
+    port = free_port(world.a.host)
+    async with tcp_pod(world.b.host, named("b")) as endpoint:
+        for site in (world.a, world.b):
+            site.knows(pool("shop/db", world.b.site_id))
+        world.a.knows(tcp("shop/db", "shop/db"), listener(port, "shop/db", protocol="tcp"))
+        world.b.knows(export("shop/db", use(world.a, load_balancer="shop/db", protocol="tcp")))
+        world.b.endpoints("shop/db", "pods", [endpoint])
+        await world.b.apply()
+        await world.paths(**{other: other == path for other in ("direct", "e", "f")})
+        reader, writer = await asyncio.open_connection(world.a.host, port)
+        sent = bytes(range(256)) * 8192
+        writer.write(sent)
+        writer.write_eof()
+        assert await reader.read(-1) == b"b" + sent + b"bye"
+        writer.close()
+    await world.paths()
+
+
 async def test_a_path_is_asked_for_its_health_whether_or_not_it_is_in_use(world: Relayed) -> None:
     assert [await world.probe(path) for path in ("", "direct", world.e.site_id, world.f.site_id, "nowhere")] == [200, 200, 200, 200, 404]
     assert [await world.probe("", edge) for edge in (world.e, world.f)] == [200, 200]
@@ -53,35 +79,106 @@ async def _steadily(world: Relayed, trouble: asyncio.Event, after: int = 40) -> 
     return outcomes
 
 
-@pytest.mark.parametrize("fault", ["cut", "freeze"])
-async def test_when_the_direct_path_fails_requests_go_through_an_edge_and_none_is_lost(world: Relayed, fault: str) -> None:
-    tap, happened = world.taps[world.b], asyncio.Event()
-    running = asyncio.create_task(_steadily(world, happened))
+async def _fails(tap: Forwarder, fault: str) -> None:
     if fault == "cut":
         await tap.cut()
     else:
         tap.freeze()
+
+
+@pytest.mark.parametrize("fault", ["cut", "freeze"])
+async def test_when_the_direct_path_fails_requests_go_through_an_edge_and_none_is_lost(world: Relayed, fault: str) -> None:
+    happened = asyncio.Event()
+    running = asyncio.create_task(_steadily(world, happened))
+    await _fails(world.taps[world.b], fault)
     happened.set()
     try:
         assert set(await running) == {"served"}
     finally:
-        tap.mend()
+        world.taps[world.b].mend()
     await world.leads("direct")
 
 
 @pytest.mark.parametrize("fault", ["cut", "freeze"])
 async def test_when_an_edge_fails_requests_go_through_the_second_and_none_is_lost(world: Relayed, fault: str) -> None:
     await world.paths(direct=False)
-    tap, happened = world.taps[world.e], asyncio.Event()
+    happened = asyncio.Event()
     running = asyncio.create_task(_steadily(world, happened))
-    if fault == "cut":
-        await tap.cut()
-    else:
-        tap.freeze()
+    await _fails(world.taps[world.e], fault)
     happened.set()
     try:
         assert set(await running) == {"served"}
     finally:
-        tap.mend()
+        world.taps[world.e].mend()
     await world.leads(world.e.site_id)
     await world.paths()
+
+
+async def test_an_edge_that_is_killed_costs_no_request_and_gets_its_tunnels_back(world: Relayed) -> None:
+    await world.paths(direct=False)
+    await world.answers()
+    happened = asyncio.Event()
+    running = asyncio.create_task(_steadily(world, happened))
+    assert world.e.proxy.pid is not None
+    os.kill(world.e.proxy.pid, signal.SIGKILL)
+    happened.set()
+    assert set(await running) == {"served"}
+    await world.leads(world.e.site_id)
+    await world.paths()
+
+
+async def test_a_node_that_is_lost_behind_an_edge_costs_no_request(world: Relayed) -> None:
+    async with world.node(world.b, 27) as second:
+        await world.paths(direct=False, f=False)
+        await until(lambda: world.accepted(world.e, second), "tunnels of the second node")
+        await world.answers()
+        serving = world.b if await _serves(world.b) else second
+        happened = asyncio.Event()
+        running = asyncio.create_task(_steadily(world, happened))
+        assert serving.proxy.pid is not None
+        os.kill(serving.proxy.pid, signal.SIGKILL)
+        happened.set()
+        assert set(await running) == {"served"}
+    await world.paths()
+
+
+async def _serves(site: LiveSite) -> bool:
+    text = await site.proxy.admin.get(r"/stats?filter=^http\.exports\.downstream_cx_active$")
+    return not text.strip().endswith(" 0")
+
+
+async def test_a_site_that_cannot_be_dialled_is_called_through_tunnels_of_its_own(world: Relayed) -> None:
+    world.a.knows(world.peer(world.b, gateways=(), edges=()))
+    world.b.local = replace(world.b.local, dials=frozenset({world.a.site_id}))
+    await world.b.apply()
+    await world.a.apply()
+    await world.leads("reverse")
+    assert {(await world.call()).status_code for _ in range(10)} == {200}
+    assert await world.tunnels(world.b, world.a) >= world.a.gateway.workers + 1
+    world.a.knows(world.peer(world.b))
+    world.b.local = replace(world.b.local, dials=frozenset())
+    await world.b.apply()
+    await world.a.apply()
+    await world.leads("direct")
+
+
+async def test_a_gateway_that_is_known_by_name_is_one_path_of_several(world: Relayed) -> None:
+    async with forwarder(world.b, world.threads, "127.0.0.1") as tap:
+        host, port = tap.address
+        assert host == "127.0.0.1"
+        named = world.gateway(world.b).model_copy(update={"host": "localhost", "port": port})
+        world.a.knows(world.peer(world.b, gateways=(named,)))
+        await world.a.apply()
+        await world.leads("direct")
+        await world.paths(e=False, f=False)
+        assert {(await world.call()).status_code for _ in range(10)} == {200}
+        await world.paths(direct=False, e=False)
+        assert {(await world.call()).status_code for _ in range(10)} == {200}
+        await world.paths()
+        happened = asyncio.Event()
+        running = asyncio.create_task(_steadily(world, happened))
+        await tap.cut()
+        happened.set()
+        assert set(await running) == {"served"}
+    world.a.knows(world.peer(world.b))
+    await world.a.apply()
