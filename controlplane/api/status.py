@@ -166,7 +166,7 @@ def _node(report: NodeReport, now: datetime) -> Json:
             "version": status.version,
             "proxy": status.proxy,
             "clock_skew_s": round(status.clock_skew_s, 3),
-            "warnings": status.warnings,
+            "warnings": [*status.warnings, *(words for _, words in report.alarms)],
         }
     return {"node": report.node.name, "node_id": str(report.node.id), "live": report.fresh, **told, "rejected": list(report.rejected)}
 

@@ -1,6 +1,7 @@
 """Signs of life: taken in memory, written in batches, judged by leases."""
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -23,6 +24,7 @@ LONGEST_PACE_S = 30.0
 NODES_PER_S = 300.0
 """So many heartbeats per second are what a tenant's fleet may cost."""
 LEASE_PACES = 3
+CLOCK_ALARM_S = 30.0
 TWIN = "two agents run with this node's identity; each needs a state directory of its own, and a registration under another name"
 
 
@@ -39,6 +41,15 @@ def lease(fleet: int) -> timedelta:
 def is_fresh(status: NodeStatus | None, fleet: int, now: datetime) -> bool:
     """Whether the node was heard of within its lease."""
     return status is not None and now - status.last_heartbeat_at <= lease(fleet)
+
+
+def alarms(status: NodeStatus, fleet: int, now: datetime) -> Iterator[tuple[str, str]]:
+    """What a person should look into: the type of a condition, and words."""
+    if status.twin_at is not None and now - status.twin_at <= lease(fleet):
+        yield "DuplicateNode", TWIN
+    if abs(status.clock_skew_s) > CLOCK_ALARM_S:
+        direction = "ahead of" if status.clock_skew_s > 0 else "behind"
+        yield "ClockSkew", f"its clock is {abs(status.clock_skew_s):.0f} s {direction} the control plane's"
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Heartbeats:
         if last is not None and last.boot_id != status.boot_id:
             self._note_boot(last, status)
         if self._has_twin(agent.node.id, agent.cache.view.fleet.size, now):
-            status = replace(status, warnings=[*status.warnings, TWIN])
+            status = replace(status, twin_at=self._twins[agent.node.id])
         if last is None or last.boot_id != status.boot_id or last.sequence < status.sequence:
             tells = last is None or _said(last) != _said(status)
             self._last[agent.node.id] = status
@@ -122,7 +133,9 @@ class Heartbeats:
 
     async def _write(self, tenant_id: UUID, taken: dict[UUID, Taken]) -> None:
         async with self._database.sessions(tenant_id) as session:
-            await store.write_statuses(session, tenant_id, (taken[node_id].status for node_id in sorted(taken)))
+            statuses = [taken[node_id].status for node_id in sorted(taken)]
+            await store.write_statuses(session, tenant_id, statuses)
+            await store.note_twins(session, tenant_id, statuses)
             if any(heartbeat.tells for heartbeat in taken.values()):
                 await announce_status(session, tenant_id)
 
@@ -169,4 +182,13 @@ def _status(node_id: UUID, heartbeat: Heartbeat, now: datetime) -> NodeStatus:
 
 def _said(status: NodeStatus) -> tuple[object, ...]:
     """Without what every heartbeat changes."""
-    return status.boot_id, status.applied_hash, status.rejected, status.proxy, status.warnings, status.version, status.issuer
+    return (
+        status.boot_id,
+        status.applied_hash,
+        status.rejected,
+        status.proxy,
+        status.warnings,
+        status.version,
+        status.issuer,
+        status.twin_at is None,
+    )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from controlplane.resources.base import Key, Stored
 from controlplane.resources.registry import refs
 from controlplane.services.delivery import Delivery, Published, TenantCache
 from controlplane.services.discovered import IN_CLUSTER
-from controlplane.services.heartbeats import Heartbeats, is_fresh
+from controlplane.services.heartbeats import Heartbeats, alarms, is_fresh
 from controlplane.services.leases import Leases
 from controlplane.services.view import View
 from controlplane.store import nodes, observations
@@ -82,6 +82,8 @@ class NodeReport:
     applied: bool
     rejected: tuple[Mapping[str, Any], ...] = ()
     """Of the object's items, in their current version."""
+    alarms: tuple[tuple[str, str], ...] = ()
+    """Type of a condition, and words."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Observer:
         for site_id in ids:
             wanted = Wanted(carried, revision, published[site_id], lost.get(site_id, ""))
             said = [_node(node, statuses.get(node.id), wanted, fresh, silent) for node in view.fleet.live.get(site_id, ())]
+            said = [replace(report, alarms=tuple(alarms(report.status, view.fleet.size, now)) if report.status else ()) for report in said]
             state, reason = _state(said, wanted)
             reports.append(SiteReport(view.sites[site_id], state, reason, tuple(said), _latest(origins, said), _found(stored, found, said)))
         return reports
@@ -302,6 +305,9 @@ def _found(stored: Stored[Any], found: Iterable[DiscoveryState], said: Iterable[
 
 def _of_sites(stored: Stored[Any], sites: Iterable[SiteReport]) -> Iterator[Condition]:
     for site in sites:
+        if stored.kind == "site" and site.site.uid == stored.uid:
+            for report in site.nodes:
+                yield from (Condition("site", stored.key, type_, f"node {report.node.name}: {words}") for type_, words in report.alarms)
         if site.state in ("Rejected", "Offline"):
             yield Condition(stored.kind, stored.key, site.state, f"site {site.site.metadata.name}: {site.reason}")
         if site.discovery and not site.discovery.connected:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, text, update
+from sqlalchemy import ARRAY, DateTime, Text, Uuid, bindparam, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -54,6 +54,8 @@ class NodeStatus:
     version: str
     issuer: str = ""
     """Key identifier of the authority whose leaf it uses."""
+    twin_at: datetime | None = None
+    """When a boot of it was last heard of that another had replaced."""
 
 
 async def add(session: AsyncSession, tenant_id: UUID, node: Node) -> None:
@@ -178,10 +180,35 @@ async def write_statuses(session: AsyncSession, tenant_id: UUID, heartbeats: Ite
     new = statement.excluded
     statement = statement.on_conflict_do_update(
         index_elements=["tenant_id", "node_id"],
-        set_={column: new[column] for column in rows[0] if column not in ("tenant_id", "node_id")} | {"replaced": _REPLACED},
+        set_={column: new[column] for column in rows[0] if column not in ("tenant_id", "node_id")}
+        | {"replaced": _REPLACED, "twin_at": func.coalesce(new.twin_at, NodeStatusRow.twin_at)},
         where=_IS_NEWER,
     )
     await session.execute(statement, rows)
+
+
+_TWINS = text("""
+    UPDATE node_status s SET twin_at = b.heard_at
+    FROM unnest(:nodes, :boots, :heard) AS b (node_id, boot_id, heard_at)
+    WHERE s.tenant_id = :tenant_id AND s.node_id = b.node_id AND s.boot_id <> b.boot_id
+        AND extract(epoch FROM b.heard_at) > (s.replaced ->> b.boot_id)::float + :margin_s
+""").bindparams(
+    bindparam("nodes", type_=ARRAY(Uuid())),
+    bindparam("boots", type_=ARRAY(Text())),
+    bindparam("heard", type_=ARRAY(DateTime(timezone=True))),
+)
+_TWIN_MARGIN_S = 5.0
+"""A restart may be heard of by another replica, whose clock differs, before the last word of the boot before it."""
+
+
+async def note_twins(session: AsyncSession, tenant_id: UUID, heartbeats: Collection[NodeStatus]) -> None:
+    """A boot that goes on speaking after another one replaced it is no restart: somebody has copied a state directory."""
+    heard = {
+        "nodes": [status.node_id for status in heartbeats],
+        "boots": [status.boot_id for status in heartbeats],
+        "heard": [status.last_heartbeat_at for status in heartbeats],
+    }
+    await session.execute(_TWINS, {"tenant_id": tenant_id, "margin_s": _TWIN_MARGIN_S, **heard})
 
 
 # Proofs

@@ -1,5 +1,6 @@
 """API credentials: shown once, kept as hashes, withdrawn at once; and tenants, which the operator makes."""
 
+import json
 from typing import Any
 
 import httpx
@@ -14,6 +15,10 @@ CREDENTIALS = "/api/web/namespaces/system/api_credentials"
 SERVICES = "/api/web/namespaces/system/service_credentials"
 TENANTS = "/api/operator/tenants"
 NAMESPACES = "/api/web/namespaces"
+CHECK = {
+    "metadata": {"name": "alive"},
+    "spec": {"tcp_health_check": {}, "interval": 5, "timeout": 1, "healthy_threshold": 1, "unhealthy_threshold": 1},
+}
 
 Json = dict[str, Any]
 
@@ -132,3 +137,27 @@ async def test_the_life_of_a_tenant(app: FastAPI, operator: httpx.AsyncClient) -
         assert (await client.get(NAMESPACES)).status_code == 401
     assert (await operator.get(f"{TENANTS}/{name}")).status_code == 404
     assert (await operator.delete(f"{TENANTS}/default")).status_code == 403
+
+
+async def test_the_audit_log_and_what_was_made_say_by_whom(app: FastAPI, user: httpx.AsyncClient) -> None:
+    """By id too: another credential may get the name later."""
+    async with client_of(app, await made(user)) as robot:
+        found = (await robot.post("/api/config/namespaces/shop/healthchecks", json=CHECK)).json()
+    who = {key: found["system_metadata"][key] for key in ("creator_id", "creator_class")}
+    assert who == {"creator_id": "ci", "creator_class": "credential"}
+    first = await audited(user)
+    await user.post("/api/web/namespaces/system/revoke/api_credentials", json={"name": "ci"})
+    async with client_of(app, await made(user)) as another:
+        replaced = (await another.put("/api/config/namespaces/shop/healthchecks/alive", json=CHECK)).json()
+    assert {key: replaced["system_metadata"][key] for key in who} == who
+    last = await audited(user)
+    assert (first["user"], last["user"]) == ("ci", "ci")
+    assert first["credential_id"] != last["credential_id"]
+
+
+async def audited(user: httpx.AsyncClient) -> Json:
+    """The last change of a health check."""
+    body = {"query": '{name="alive"}', "sort": "DESCENDING"}
+    (newest, *_) = (await user.post("/api/data/namespaces/shop/audit_logs", json=body)).json()["logs"]
+    found: Json = json.loads(newest)
+    return found
