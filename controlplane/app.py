@@ -13,7 +13,21 @@ import limits
 import structlog
 from fastapi import FastAPI
 
-from controlplane.api import agent, authorities, config, data, description, discovery, errors, health, operator, register, status, web
+from controlplane.api import (
+    agent,
+    authorities,
+    config,
+    data,
+    description,
+    discovery,
+    errors,
+    health,
+    operator,
+    register,
+    status,
+    topology,
+    web,
+)
 from controlplane.api.deps import Limits, Services
 from controlplane.api.middleware import Observe
 from controlplane.loops import heartbeats as heartbeat_loop
@@ -55,6 +69,7 @@ def create_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] 
         status.router(),
         config.router(),
         data.router,
+        topology.router,
         discovery.router,
     ):
         app.include_router(router)

@@ -1,4 +1,4 @@
-"""Under `/api/data`: what happened and how it looks from outside. Logs, graphs, topology."""
+"""Under `/api/data`: what happened and how it looks from outside. Logs and graphs."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -8,15 +8,14 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from controlplane.api.body import JsonBody
-from controlplane.api.deps import CurrentCaller, CurrentServices, NameInPath, NamespaceInPath, Now, Session
+from controlplane.api.deps import CurrentCaller, NamespaceInPath, Now, Session
 from controlplane.api.description import described
 from controlplane.api.requests import read
 from controlplane.errors import FieldError, Invalid
 from controlplane.resources.base import Flag, Value, Whole
 from controlplane.resources.enumeration import Names
-from controlplane.services import logs, telemetry, topology
+from controlplane.services import logs, telemetry
 from controlplane.services.graph import GROUPINGS, METRICS, VHOST_PREFIX, Graph, Series, Span
-from controlplane.services.topology import Link, Mesh
 
 Json = dict[str, Any]
 
@@ -187,75 +186,6 @@ def _without_prefix(vhost: str) -> str:
     for prefix in VHOST_PREFIX.values():
         vhost = vhost.removeprefix(prefix)
     return vhost
-
-
-# Topology
-
-_MESH = "/system/topology/site_mesh_group/{name}"
-
-
-@router.get(
-    "/system/topology/site_mesh_groups", operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshGroupsSummary", tags=["topology"]
-)
-async def site_mesh_groups(caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
-    """Every site mesh group, with how many of its links are up."""
-    meshes = await topology.meshes(services.database, services.delivery, caller.tenant_id, now)
-    return {"site_mesh_groups": [_summary(mesh) for mesh in meshes]}
-
-
-@router.post(_MESH, operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshTopology", tags=["topology"], openapi_extra=described(_MESH))
-async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
-    """Sites of a mesh, and each path between them as the nodes at both ends measure it."""
-    read(MeshQuery, body, "system")
-    mesh = await topology.mesh(services.database, services.delivery, caller.tenant_id, name, now)
-    nodes = [
-        {"id": str(site.uid), "metadata": {"name": site.metadata.name, "namespace": "system"}, "site": {"info": {}}} for site in mesh.sites
-    ]
-    edges = [
-        {
-            "node_id1": str(edge.sites[0].uid),
-            "node_id2": str(edge.sites[1].uid),
-            "status": edge.status,
-            "links": [_link(link, now) for link in edge.links],
-        }
-        for edge in mesh.edges
-    ]
-    return {"step": "", "nodes": nodes, "edges": edges}
-
-
-class MeshQuery(Value):
-    unsupported = {"metric_selector": "metrics of links are in the links themselves"}
-
-    site_mesh_group: str = ""
-
-
-def _summary(mesh: Mesh) -> Json:
-    counts: dict[str, int] = {}
-    for edge in mesh.edges:
-        counts[edge.status] = counts.get(edge.status, 0) + 1
-    return {
-        "name": mesh.group.metadata.name,
-        "id": str(mesh.group.uid),
-        "sites": [site.metadata.name for site in mesh.sites],
-        "link_status_summary": [{"status": status, "count": count} for status, count in sorted(counts.items())],
-    }
-
-
-def _link(link: Link, now: datetime) -> Json:
-    report = link.report
-    return {
-        "name": f"{link.source.metadata.name}/{link.node.name} to {link.destination.metadata.name}",
-        "status": link.status,
-        "src_site": link.source.metadata.name,
-        "src_node": link.node.name,
-        "dst_site": link.destination.metadata.name,
-        "path": report.path,
-        "since": datetime.fromtimestamp(report.since, UTC).isoformat(),
-        "last_evidence_age_s": round(now.timestamp() - report.last_evidence, 1) if report.last_evidence else None,
-        "rtt_ms": report.rtt_ms,
-        "tls": report.tls,
-        "error": report.error,
-    }
 
 
 # Times

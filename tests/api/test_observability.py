@@ -15,7 +15,6 @@ from agent.protocol.report import (
     EdgeMetrics,
     MetricsReport,
     OriginHealth,
-    PeerHealth,
     Report,
     ServicePort,
 )
@@ -26,7 +25,6 @@ from tests.backend import now
 
 Json = dict[str, Any]
 GRAPH = "/api/data/namespaces/shop/graph/service"
-MESH = "/api/data/namespaces/system/topology/site_mesh_group/{}"
 
 
 def edge(destination: str, load_balancer: str = "shop/cart", **counts: Any) -> EdgeMetrics:
@@ -177,36 +175,6 @@ async def test_what_a_node_makes_up_does_not_reach_prometheus(app: FastAPI, user
         assert lines
         assert not any("evil" in line or "soon" in line for line in lines)
         assert (await user.post(GRAPH, json={})).status_code == 200
-
-
-async def test_a_mesh_shows_its_sites_and_how_their_links_do(app: FastAPI, user: httpx.AsyncClient) -> None:
-    async with admitted(app, user, "a") as a, admitted(app, user, "b") as b:
-        selector = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["ves.io/siteName in (a, b)"]}}
-        await user.post("/api/config/namespaces/shared/virtual_sites", json={"metadata": {"name": "all"}, "spec": selector})
-        group = {"virtual_site": [{"namespace": "shared", "name": "all"}], "full_mesh": {"data_plane_mesh": {}}}
-        body = {"metadata": {"name": "mesh"}, "spec": group}
-        assert (await user.post("/api/config/namespaces/system/site_mesh_groups", json=body)).status_code == 200
-        await caught_up(app, tenant_of(a))
-        assert (await user.post(MESH.format("mesh"), json={})).json()["edges"][0]["status"] == "LINK_STATUS_UNKNOWN"
-        await report_peer(app, a, b, "UP", rtt_ms=1.5, tls="TLSv1.3 X25519MLKEM768")
-        mesh = (await user.post(MESH.format("mesh"), json={})).json()
-        assert sorted(node["metadata"]["name"] for node in mesh["nodes"]) == ["a", "b"]
-        (between,) = mesh["edges"]
-        assert (between["status"], [link["rtt_ms"] for link in between["links"]]) == ("LINK_STATUS_UP", [1.5])
-        await report_peer(app, b, a, "DOWN", error="no route to host")
-        (between,) = (await user.post(MESH.format("mesh"), json={})).json()["edges"]
-        assert between["status"] == "LINK_STATUS_DEGRADED"
-        assert {link["error"] for link in between["links"]} == {"", "no route to host"}
-        (summary,) = (await user.get("/api/data/namespaces/system/topology/site_mesh_groups")).json()["site_mesh_groups"]
-        assert summary["link_status_summary"] == [{"status": "LINK_STATUS_DEGRADED", "count": 1}]
-        assert (await user.post(MESH.format("none"), json={})).status_code == 404
-
-
-async def report_peer(app: FastAPI, made: Node, peer: Node, state: Any, **more: Any) -> None:
-    health = PeerHealth(site_id=site_id(peer), state=state, since=now().timestamp(), last_evidence=now().timestamp(), **more)
-    await made.control.report(Report(boot_id=made.boot_id, peers=(health,)))
-    await made.beat()
-    await app.state.services.heartbeats.flush(now())
 
 
 async def test_discovered_services_are_listed_filtered_and_paged(

@@ -1,0 +1,181 @@
+"""Under `/api/data/namespaces/system/topology`: sites, meshes, and why one site reaches another as it does."""
+
+from collections import Counter
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from controlplane.api.body import JsonBody
+from controlplane.api.deps import CurrentCaller, CurrentServices, NameInPath, Now
+from controlplane.api.description import described
+from controlplane.api.requests import read
+from controlplane.resources.base import Flag, Value, Whole
+from controlplane.services import topology
+from controlplane.services.topology import Group, Link, Observed, Pair
+from controlplane.services.why import explain, named
+
+Json = dict[str, Any]
+
+router = APIRouter(prefix="/api/data/namespaces/system/topology", tags=["topology"])
+
+_LINKS = "metrics of links are in the links themselves"
+_GROUP = "/site_mesh_group/{name}"
+_SITE = "/site/{name}"
+
+
+class MeshQuery(Value):
+    unsupported = {"metric_selector": _LINKS}
+
+    site_mesh_group: str = ""
+
+
+class SiteQuery(Value):
+    unsupported = {"metric_selector": _LINKS}
+    ignored = frozenset({"group_dc_cluster_nodes", "node_id"})
+
+    site: str = ""
+    level: Whole = 0
+    group_site_mesh_nodes: Flag = False
+
+
+@router.get("/site_mesh_groups", operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshGroupsSummary")
+async def site_mesh_groups(caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
+    """Every site mesh group as a node, with how many of its links are up; an edge leads from spokes to their hubs."""
+    observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+    groups = topology.groups(observed)
+    edges = [
+        {"node_id1": str(each.group.uid), "node_id2": str(each.hub.uid), "status": _together(each.pairs), "links": []}
+        for each in groups
+        if each.hub
+    ]
+    return {"step": "", "nodes": [_group(each) for each in groups], "edges": edges}
+
+
+@router.post(_GROUP, operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshTopology", openapi_extra=described(_GROUP))
+async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
+    """Sites of a mesh, and each path between them as the nodes at both ends measure it."""
+    read(MeshQuery, body, "system")
+    observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+    found = topology.group(observed, name)
+    nodes = [_group(found), *(_site(site, observed, found) for site in found.sites)]
+    return {"step": "", "nodes": nodes, "edges": [_pair(pair, now) for pair in found.pairs]}
+
+
+@router.post(_SITE, operation_id="ves.io.schema.topology.CustomAPI.GetSiteTopology", openapi_extra=described(_SITE))
+async def site(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
+    """A site, the sites that it is joined to or talks to, and each path between them."""
+    read(SiteQuery, body, "system")
+    observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+    found = topology.surroundings(observed, name)
+    return {"step": "", "nodes": [_site(each, observed) for each in found.sites], "edges": [_pair(pair, now) for pair in found.pairs]}
+
+
+@router.get("/path", operation_id="isthmus.topology.Path")
+async def path(
+    caller: CurrentCaller,
+    services: CurrentServices,
+    now: Now,
+    source: Annotated[str, Query(alias="from", max_length=128)],
+    to: Annotated[str, Query(max_length=128)],
+) -> Json:
+    """How one site reaches another now: by which path, why, and what would make it direct; and what is known of each path."""
+    observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+    found = topology.between(observed, source, to)
+    answer = explain(found)
+    return {
+        "from": source,
+        "to": to,
+        "path": answer.path,
+        "direct": answer.direct,
+        "why": answer.why,
+        "to_be_direct": answer.to_be_direct,
+        "status": topology.together(link.status for link in found.links),
+        "site_mesh_groups": list(found.meshes),
+        "re_fallback": found.fallback,
+        "lost": found.lost,
+        "paths": [_link(link, now) for link in found.links],
+    }
+
+
+def _group(found: Group) -> Json:
+    links = Counter(link.status for pair in found.pairs for link in pair.links)
+    edges = Counter(pair.status for pair in found.pairs)
+    return {
+        "id": str(found.group.uid),
+        "metadata": {"name": found.group.metadata.name, "namespace": "system"},
+        "site_mesh_group": {
+            "info": found.group.spec.model_dump(mode="json", exclude_none=True),
+            "summary": {
+                "sites": len(found.mesh.members),
+                "other_connected_site_mesh_group_sites": len(found.mesh.sites - found.mesh.members),
+                "link_status_summary": [
+                    {"type": "LINK_TYPE_TUNNEL", "status": status, "count": count} for status, count in sorted(links.items())
+                ],
+                "edge_status_summary": [{"status": status, "count": count} for status, count in sorted(edges.items())],
+            },
+        },
+    }
+
+
+def _site(site: Any, observed: Observed, group: Group | None = None) -> Json:
+    site_id = str(site.uid)
+    own = observed.view.fleet.live.get(site_id, ())
+    shown: Json = {
+        "info": {"site_type": site.spec.site_type},
+        "summary": {"node_count": len(own), "node_info": [{"name": node.name} for node in own]},
+        "metric": [],
+        "lost": site_id in observed.view.fleet.observations.lost,
+    }
+    if group:
+        roles = ("spoke", "hub") if group.mesh.hubs is not None else ("hub",) * 2 if group.group.spec.hub_mesh else ("member",) * 2
+        shown["role"] = roles[0] if site_id in group.mesh.members else roles[1]
+    return {"id": site_id, "metadata": {"name": site.metadata.name, "namespace": "system"}, "site": shown}
+
+
+def _pair(pair: Pair, now: datetime) -> Json:
+    return {
+        "node_id1": str(pair.sites[0].uid),
+        "node_id2": str(pair.sites[1].uid),
+        "status": pair.status,
+        "links": [_link(link, now) for link in pair.links],
+    }
+
+
+def _link(link: Link, now: datetime) -> Json:
+    report, source, destination = link.report, link.source, link.destination
+    name = f"{source.metadata.name}/{link.node.name} to {destination.metadata.name} by {named(link)}"
+    return {
+        "info": {
+            "name": name,
+            "src_id": str(source.uid),
+            "dst_id": str(destination.uid),
+            "status": link.status,
+            "type": "LINK_TYPE_TUNNEL",
+        },
+        "metric": [],
+        "status": link.status,
+        "src_site": source.metadata.name,
+        "src_node": link.node.name,
+        "dst_site": destination.metadata.name,
+        "path": report.path,
+        "edge": link.edge,
+        "in_use": report.in_use and link.status != topology.UNKNOWN,
+        "reason": link.stale or report.reason,
+        "encap": "SSL",
+        "since": link.since.isoformat(),
+        "last_evidence": link.last_evidence.isoformat() if link.last_evidence else None,
+        "last_evidence_age_s": _age_s(link.last_evidence, now) if link.last_evidence else None,
+        "reported_age_s": _age_s(link.reported_at, now),
+        "rtt_ms": report.rtt_ms,
+        "tls": report.tls,
+        "error": report.error,
+    }
+
+
+def _together(pairs: tuple[Pair, ...]) -> str:
+    return topology.together(pair.status for pair in pairs if pair.status != topology.NOT_APPLICABLE)
+
+
+def _age_s(at: datetime, now: datetime) -> float:
+    return round(max(0.0, (now - at).total_seconds()), 1)
