@@ -31,8 +31,8 @@ from controlplane.api import (
 from controlplane.api.deps import Limits, Services
 from controlplane.api.middleware import Observe
 from controlplane.loops import heartbeats as heartbeat_loop
+from controlplane.loops import homes, notifications, retention, stopping
 from controlplane.loops import leases as lease_loop
-from controlplane.loops import notifications, retention, stopping
 from controlplane.loops.retention import Keep
 from controlplane.services.agents import Agents
 from controlplane.services.authorities import Fabric
@@ -111,6 +111,7 @@ def running(services: Services, keep: Keep, *more: Work) -> Callable[[FastAPI], 
             lambda: heartbeat_loop.flush(heartbeats, observer.clock),
             lambda: lease_loop.watch(observer.leases, observer.clock),
             lambda: retention.forget(services.database, keep, observer.clock),
+            lambda: homes.follow(services.database, heartbeats, observer.clock),
             lambda: stopping.release(delivery, observer.bell, services.stopping),
             *more,
         )

@@ -13,6 +13,7 @@ from controlplane.store import tables
 ROOT = Path(__file__).parent.parent
 OF_NO_TENANT = {
     "authorities.add": "the fabric's own authorities belong to no tenant",
+    "edges.list_all": "edges are the same for every tenant",
     "facts.get": "facts about the installation",
     "facts.put": "facts about the installation",
     "tenants.find": "looks for tenants",

@@ -15,12 +15,13 @@ from controlplane.api.body import JsonBody, OptionalJsonBody
 from controlplane.api.deps import CurrentCaller, CurrentServices, KeyInPath, NamespaceInPath, Now, Services, Session
 from controlplane.api.description import described
 from controlplane.api.requests import selector
-from controlplane.auth import Caller
+from controlplane.auth import OPERATOR_TENANT, Caller
 from controlplane.errors import FieldError, Invalid
 from controlplane.resources.base import Key
 from controlplane.resources.registry import KINDS, Kind
 from controlplane.services import resources, sites
 from controlplane.services.resources import Page
+from controlplane.services.sites import Observed
 from controlplane.store.changes import StoredJson
 
 Json = dict[str, Any]
@@ -133,11 +134,11 @@ class Routes:
 
     async def _states(
         self, session: AsyncSession, services: Services, caller: Caller, found: tuple[StoredJson, ...], now: datetime
-    ) -> dict[UUID, str]:
+    ) -> dict[UUID, Observed]:
         """What only sites have."""
         if self.kind.kind != "site":
             return {}
-        return await sites.states(session, caller.tenant_id, [json.uid for json in found], services.heartbeats, now)
+        return await sites.observed(session, caller.tenant_id, [json.uid for json in found], services.heartbeats, now)
 
     async def _referrers(self, session: AsyncSession, caller: Caller, key: Key) -> list[Json]:
         found = await resources.referrers(session, caller, self.kind.kind, key)
@@ -215,13 +216,21 @@ def _item(caller: Caller, found: StoredJson) -> Json:
     }
 
 
-def _whole(caller: Caller, found: StoredJson, states: Mapping[UUID, str]) -> Json:
+def _whole(caller: Caller, found: StoredJson, states: Mapping[UUID, Observed]) -> Json:
     return {"metadata": found.meta, "system_metadata": _system_metadata(caller, found), "get_spec": _spec(found, states)}
 
 
-def _spec(found: StoredJson, states: Mapping[UUID, str]) -> Json:
-    """As it was written, with documented defaults; a site also has its state."""
-    return {**found.spec, "site_state": states[found.uid]} if found.uid in states else found.spec
+def _spec(found: StoredJson, states: Mapping[UUID, Observed]) -> Json:
+    """As it was written, with documented defaults; a site also has its state, and the regional edges to which it is connected."""
+    if found.uid not in states:
+        return found.spec
+    told = states[found.uid]
+    connected = {name: [_edge_ref(edge) for edge in getattr(told, name)] for name in ("connected_re", "connected_re_for_config")}
+    return {**found.spec, "site_state": told.state, **connected}
+
+
+def _edge_ref(name: str) -> Json:
+    return {"kind": "site", "uid": "", "tenant": OPERATOR_TENANT, "namespace": sites.NAMESPACE, "name": name}
 
 
 def _system_metadata(caller: Caller, found: StoredJson) -> Json:

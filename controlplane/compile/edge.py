@@ -11,7 +11,7 @@ from typing import Any
 from agent.protocol import items
 from agent.protocol.base import Body
 from agent.protocol.items import TYPES, ItemKind
-from controlplane.compile.intent import CACHE, Intent, Tenant
+from controlplane.compile.intent import CACHE, Intent, Observations, Tenant
 from controlplane.compile.plan import Plan, plan
 from controlplane.compile.site import site_item
 from controlplane.compile.snapshot import CompiledItem, Snapshot, snapshot_of
@@ -29,22 +29,25 @@ class Share:
 
 
 def compile_edge(edge: Stored[Site], operator: Tenant, shares: Iterable[Share]) -> Snapshot:
-    """The shares of all tenants that have live sites or public load balancers, in any order."""
+    """The shares of all tenants that have live sites or public load balancers, in any order. Nothing at all if the edge is disabled."""
     site_id = str(edge.uid)
+    if edge.metadata.disable:
+        return snapshot_of(site_id, ())
     found = (item for share in shares for item in (share.relay, *share.public.get(site_id, ())))
     return snapshot_of(site_id, [site_item(edge, operator), *found])
 
 
 @lru_cache(CACHE)
-def relay_item(tenant_id: str, anchor_pem: str, sites: tuple[str, ...]) -> CompiledItem:
+def relay_item(tenant_id: str, anchor_pem: str, crl_pem: str, sites: tuple[str, ...]) -> CompiledItem:
     """`sites`: ids of the customer edges that have nodes, sorted."""
-    return CompiledItem.of(ItemKind.RELAY, tenant_id, items.Relay(tenant_id=tenant_id, anchor_pem=anchor_pem, sites=sites))
+    body = items.Relay(tenant_id=tenant_id, anchor_pem=anchor_pem, crl_pem=crl_pem, sites=sites)
+    return CompiledItem.of(ItemKind.RELAY, tenant_id, body)
 
 
-def public_items(intent: Intent) -> Mapping[str, tuple[CompiledItem, ...]]:
+def public_items(intent: Intent, observations: Observations) -> Mapping[str, tuple[CompiledItem, ...]]:
     """By edge: what the tenant advertises there."""
     made = plan(intent)
-    return {edge: tuple(_public(edge, made)) for edge in sorted(made.topology.edges) if made.accepted(edge)}
+    return {edge: tuple(_public(edge, made, observations)) for edge in sorted(made.topology.edges) if made.accepted(edge)}
 
 
 def tenant_of(key: str) -> str:
@@ -52,7 +55,7 @@ def tenant_of(key: str) -> str:
     return key.partition("/")[0]
 
 
-def _public(edge: str, made: Plan) -> Iterator[CompiledItem]:
+def _public(edge: str, made: Plan, observations: Observations) -> Iterator[CompiledItem]:
     tenant_id = made.intent.tenant.id
     listening = made.accepted(edge)
     balancers = [made.load_balancers[placement] for placement in listening]
@@ -67,13 +70,13 @@ def _public(edge: str, made: Plan) -> Iterator[CompiledItem]:
         yield _prefixed(tenant_id, item)
     for peer in made.peers(edge, ()):
         site = made.topology.sites[peer]
-        yield _peer(tenant_id, peer, site.metadata.name, site.spec.drain)
+        yield _peer(tenant_id, peer, site.metadata.name, site.spec.drain, peer in observations.lost)
 
 
 @lru_cache(CACHE)
-def _peer(tenant_id: str, site_id: str, name: str, draining: bool) -> CompiledItem:
+def _peer(tenant_id: str, site_id: str, name: str, draining: bool, lost: bool) -> CompiledItem:
     """Reached by the tunnels that it keeps to the edge."""
-    body = items.Peer(site_id=site_id, name=name, tenant_id=tenant_id, direct=False, draining=draining)
+    body = items.Peer(site_id=site_id, name=name, tenant_id=tenant_id, direct=False, draining=draining, lost=lost)
     return CompiledItem.of(ItemKind.PEER, f"{tenant_id}/{site_id}", body)
 
 

@@ -20,15 +20,18 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from agent.protocol.items import ItemKind
-from agent.protocol.manifest import Entry, ItemBody, ManifestAnswer
+from agent.protocol.manifest import ItemBody, ManifestAnswer
 from controlplane.auth import refused_proof
+from controlplane.compile.edge import Share, compile_edge
 from controlplane.compile.intent import Tenant
 from controlplane.compile.site import compile_site
 from controlplane.compile.snapshot import CompiledItem, Snapshot
 from controlplane.errors import NotFound, TooManyRequests, Unavailable
 from controlplane.services.authorities import Fabric
-from controlplane.services.view import View, advance, concerned, first_view
+from controlplane.services.shares import Shares
+from controlplane.services.view import Edges, View, advance, beside, beside_concerned, concerned, first_view
 from controlplane.store import changes as store
+from controlplane.store import edges as edge_store
 from controlplane.store.session import Database
 
 log = structlog.get_logger()
@@ -123,6 +126,11 @@ class Delivery:
         self._waiting = 0
         self._tenants: dict[UUID, TenantCache] = {}
         self._opening: dict[UUID, asyncio.Task[TenantCache]] = {}
+        self._edges = Edges()
+        self._edges_lock = asyncio.Lock()
+        """Held while they are read."""
+        self._edges_task: asyncio.Task[None] | None = None
+        self.shares = Shares(database, compiler, self._latest, self._share_changed)
 
     # What agents ask
 
@@ -197,7 +205,9 @@ class Delivery:
         cache.stale.discard(site_id)
         loop = asyncio.get_running_loop()
         try:
-            snapshot = await loop.run_in_executor(self._compiler, _compile, site_id, view)
+            site = view.sites[site_id]
+            shares = await self.shares.all() if site.spec.is_edge else ()
+            snapshot = await loop.run_in_executor(self._compiler, _compile, site_id, view, shares)
         except Exception as error:
             log.exception("cannot compile", tenant=str(cache.id), site=site_id, revision=view.revision)
             if site_id not in cache.published:
@@ -234,6 +244,9 @@ class Delivery:
         cache = self._tenants.get(tenant_id)
         if cache is not None and cache.view.revision < revision:
             self._next_look(cache)
+        if tenant_id == self._edges.operator_id and self._edges.revision < revision and (not self._edges_task or self._edges_task.done()):
+            self._edges_task = asyncio.create_task(self._follow_edges())
+        self.shares.hear(tenant_id, revision)
 
     def release(self) -> None:
         """Answer everybody who waits."""
@@ -249,8 +262,10 @@ class Delivery:
             if not any(cache.waiting.values()) and now - cache.used_at > IDLE_S:
                 del self._tenants[cache.id]
         if self._tenants:
-            for tenant_id, revision in (await store.revisions(self._database)).items():
+            known = await store.revisions(self._database)
+            for tenant_id, revision in known.items():
                 self.hear(tenant_id, revision)
+            self.shares.forget(known)
 
     async def _open(self, tenant_id: UUID) -> TenantCache:
         try:
@@ -259,17 +274,51 @@ class Delivery:
             raise Unavailable("the database does not answer") from error
         finally:
             del self._opening[tenant_id]
-        cache = self._tenants[tenant_id] = TenantCache(tenant_id, view, _now(), _now())
+        cache = self._tenants[tenant_id] = TenantCache(tenant_id, beside(view, self._edges), _now(), _now())
         return cache
 
     async def _read(self, tenant_id: UUID) -> View:
         """Everything there is."""
+        if self._edges.operator_id is None:
+            await self._look_at_edges()
         async with self._database.sessions(tenant_id) as session:
             changes = await store.since(session, tenant_id, -1)
             if changes is None:
                 raise NotFound(f"there is no tenant {tenant_id}")
         tenant = Tenant(str(tenant_id), changes.tenant, self._fabric.trust_domain, "")
-        return await self._pure(first_view, tenant, changes, self._fabric.own_certificate)
+        return await self._pure(first_view, tenant, changes, self._fabric.own_certificate, self._edges)
+
+    # Regional edges, which are the same for every tenant
+
+    async def _latest(self, tenant_id: UUID) -> View:
+        cache = await self.cache(tenant_id)
+        await self.catch_up(cache)
+        return cache.view
+
+    async def _follow_edges(self) -> None:
+        with suppress(SQLAlchemyError, OSError):
+            await self._look_at_edges()
+
+    async def _look_at_edges(self) -> None:
+        """Read them; what they changed is compiled anew in every tenant in memory."""
+        async with self._edges_lock:
+            async with self._database.definer() as definer:
+                listed = await edge_store.list_all(definer)
+            if listed is None:
+                return
+            before, self._edges = self._edges, Edges.of(listed)
+            if self._edges.same_as(before):
+                return
+            for cache in list(self._tenants.values()):
+                async with cache.lock:
+                    sites = beside_concerned(cache.view, self._edges, partial(_having, ItemKind.EDGE, cache.published))
+                    self._replace(cache, beside(cache.view, self._edges), sites)
+            self.shares.edges_changed()
+
+    def _share_changed(self) -> None:
+        cache = self._tenants.get(self._edges.operator_id) if self._edges.operator_id else None
+        if cache is not None:
+            self._replace(cache, cache.view, {site_id for site_id, site in cache.view.sites.items() if site.spec.is_edge})
 
     def _next_look(self, cache: TenantCache) -> asyncio.Task[None]:
         if cache.next_look is None:
@@ -294,7 +343,7 @@ class Delivery:
 
     async def _advance(self, cache: TenantCache) -> None:
         if _now() - cache.caught_up_at > RELOADED_AFTER_S:
-            view = await self._read(cache.id)
+            view = beside(await self._read(cache.id), self._edges)
             self._replace(cache, view, view.sites.keys())
             return
         async with self._database.sessions(cache.id) as session:
@@ -302,7 +351,7 @@ class Delivery:
         if changes is None:
             raise NotFound(f"there is no tenant {cache.id}")
         if changes.revision > cache.view.revision:
-            self._replace(cache, *await self._pure(_advanced, cache.view, changes, partial(_peers_of, dict(cache.published))))
+            self._replace(cache, *await self._pure(_advanced, cache.view, changes, partial(_having, ItemKind.PEER, dict(cache.published))))
             for node in changes.nodes:
                 _answer_with(cache.waiting.get(str(node.site_id), {}).get(node.id) if node.revoked_at else None, look=True)
 
@@ -339,8 +388,12 @@ def _advanced(view: View, changes: store.Changes, peers_of: Callable[[str], Iter
     return new, concerned(view, new, changes, peers_of)
 
 
-def _compile(site_id: str, view: View) -> Snapshot:
-    snapshot = compile_site(site_id, view.intent, view.fleet.observations)
+def _compile(site_id: str, view: View, shares: Iterable[Share]) -> Snapshot:
+    site = view.sites[site_id]
+    if site.spec.is_edge:
+        snapshot = compile_edge(site, view.intent.tenant, shares)
+    else:
+        snapshot = compile_site(site_id, view.intent, view.observations)
     snapshot.manifest.hash  # noqa: B018  # computed here rather than on the event loop
     return snapshot
 
@@ -353,11 +406,10 @@ def _answer(cache: TenantCache, published: Published, known: str | None) -> Mani
     if old is None:
         return ManifestAnswer(hash=published.hash, revision=revision, entries=published.snapshot.manifest.entries)
     new = published.snapshot.items
-    changed = tuple(
-        Entry.model_construct(kind=kind, key=key, hash=item.hash) for (kind, key), item in new.items() if old.get((kind, key)) != item.hash
-    )
+    differing = [item for key, item in new.items() if old.get(key) != item.hash]
+    changed = tuple(item.entry for item in differing)
     removed = tuple(sorted(old.keys() - new.keys()))
-    brought = _fitting((new[entry.kind, entry.key] for entry in changed), BROUGHT_BYTES)
+    brought = _fitting(differing, BROUGHT_BYTES)
     return ManifestAnswer(hash=published.hash, revision=revision, since=known, entries=changed, removed=removed, items=brought)
 
 
@@ -383,10 +435,9 @@ def _answer_with(woken: asyncio.Future[bool] | None, *, look: bool) -> None:
         woken.set_result(look)
 
 
-def _peers_of(published: Mapping[str, Published], site_id: str) -> Iterable[str]:
-    """Sites in whose snapshot this one is a peer."""
-    item = (ItemKind.PEER, site_id)
-    return [other for other, has in published.items() if item in has.snapshot.items]
+def _having(kind: ItemKind, published: Mapping[str, Published], key: str) -> Iterable[str]:
+    """Sites in whose snapshot there is an item, such as of a peer."""
+    return [site_id for site_id, has in published.items() if (kind, key) in has.snapshot.items]
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

@@ -1,6 +1,7 @@
 """Sites as places with nodes: how they appear, whether they are online, and how they are taken down."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -14,8 +15,9 @@ from controlplane.compile.members import labels
 from controlplane.errors import Forbidden
 from controlplane.pki import KeyRing
 from controlplane.resources.base import COMPUTED_LABELS, Key
-from controlplane.services import resources
+from controlplane.services import homes, resources
 from controlplane.services.heartbeats import Heartbeats
+from controlplane.store import edges as edge_store
 from controlplane.store import nodes
 from controlplane.store import resources as resource_store
 from controlplane.store.changes import StoredJson
@@ -76,10 +78,39 @@ def system_labels(site: StoredJson) -> dict[str, str]:
     return {label: value for label, value in labels(parsed(site)).items() if label in COMPUTED_LABELS}
 
 
-async def states(
+@dataclass(frozen=True)
+class Observed:
+    """What GET tells of a site besides its spec."""
+
+    state: str
+    """`site_state` as in F5 XC."""
+    connected_re: tuple[str, ...]
+    """Names of the regional edges to which its tunnels are up."""
+    connected_re_for_config: tuple[str, ...]
+    """Of those to which they should be, in the order of use."""
+
+
+async def observed(
+    session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID], heartbeats: Heartbeats, now: datetime
+) -> dict[UUID, Observed]:
+    """By id."""
+    listed = await edge_store.list_all(session)
+    names = {str(json.uid): json.name for json, _ in listed.edges} if listed else {}
+    wanted = await edge_store.homes(session, tenant_id)
+    up = await homes.connected(session, tenant_id, site_ids, now)
+    return {
+        site_id: Observed(
+            state,
+            tuple(sorted(names[edge] for edge in up.get(site_id, ()) if edge in names)),
+            tuple(names[edge] for edge in (wanted[site_id].edges if site_id in wanted else ()) if edge in names),
+        )
+        for site_id, state in (await _states(session, tenant_id, site_ids, heartbeats, now)).items()
+    }
+
+
+async def _states(
     session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID], heartbeats: Heartbeats, now: datetime
 ) -> dict[UUID, str]:
-    """`site_state` as in F5 XC, by id."""
     found = await nodes.live(session, tenant_id, site_ids)
     statuses = await nodes.statuses(session, tenant_id, [node.id for node in found])
     silent = partial(heartbeats.is_silent, fleet=await nodes.count_live(session, tenant_id), now=now)

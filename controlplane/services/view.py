@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from agent.protocol.items import Gateway
@@ -13,6 +13,7 @@ from controlplane.compile.intent import Intent, Observations, Tenant
 from controlplane.pki import key_identifier
 from controlplane.resources.base import Key, Stored
 from controlplane.store.changes import Anchors, Changes
+from controlplane.store.edges import EdgeList
 from controlplane.store.nodes import Node
 from controlplane.store.resources import parsed
 
@@ -53,6 +54,30 @@ class Fleet:
         return Observations({site_id: found for site_id, found in gateways.items() if found}, lost=lost)
 
 
+@dataclass(frozen=True)
+class Edges:
+    """All regional edges, as every tenant may know them."""
+
+    operator_id: UUID | None = None
+    """The tenant that they are in."""
+    revision: int = -1
+    """Of that tenant."""
+    sites: Mapping[Key, Stored[Any]] = field(default_factory=dict)
+    gateways: Mapping[str, tuple[Gateway, ...]] = field(default_factory=dict)
+    """By id."""
+
+    @classmethod
+    def of(cls, found: EdgeList) -> Self:
+        sites = [parsed(json) for json, _ in found.edges]
+        gateways = (tuple(map(Gateway.model_validate, each)) for _, each in found.edges)
+        reachable = {str(site.uid): own for site, own in zip(sites, gateways, strict=True) if own}
+        return cls(found.operator_id, found.revision, {site.key: site for site in sites}, reachable)
+
+    def same_as(self, other: "Edges") -> bool:
+        """Whatever else the operator changed."""
+        return (self.sites, self.gateways) == (other.sites, other.gateways)
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """Never changed in place; what did not change is shared with the view before."""
@@ -64,6 +89,14 @@ class View:
     """Whether control planes are trusted under the fabric's roots."""
     issuers: frozenset[str] = frozenset()
     """Key identifiers of the authorities whose leaves nodes may keep until they expire."""
+    edges: Edges = Edges()
+    homes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By customer edge, ids of regional edges in the order of use."""
+
+    @cached_property
+    def observations(self) -> Observations:
+        seen = self.fleet.observations
+        return replace(seen, gateways={**seen.gateways, **self.edges.gateways}, homes=self.homes)
 
     @cached_property
     def sites(self) -> Mapping[str, Stored[Any]]:
@@ -71,20 +104,36 @@ class View:
         return {str(site.uid): site for site in self.intent.of("site").values()}
 
 
-def first_view(tenant: Tenant, changes: Changes, own_certificate: bool = True) -> View:
+def first_view(tenant: Tenant, changes: Changes, own_certificate: bool = True, edges: Edges = Edges()) -> View:
     """From everything there is."""
-    return advance(View(-1, Intent(tenant, {}), Fleet({}), own_certificate), changes)
+    return advance(View(-1, Intent(tenant, {}, edges.sites), Fleet({}), own_certificate, edges=edges), changes)
+
+
+def beside(view: View, edges: Edges) -> View:
+    """The same among other edges."""
+    intent = view.intent if view.edges.sites == edges.sites else replace(view.intent, edges=edges.sites)
+    return replace(view, intent=intent, edges=edges)
+
+
+def beside_concerned(view: View, edges: Edges, connected_to: Callable[[str], Iterable[str]]) -> frozenset[str]:
+    """Ids of the sites whose snapshot may be another one beside these edges. `connected_to` an edge: sites that have it in their snapshot."""
+    if view.edges.sites != edges.sites:
+        return frozenset(view.sites)
+    ids = view.edges.gateways.keys() | edges.gateways.keys()
+    moved = (edge for edge in ids if view.edges.gateways.get(edge) != edges.gateways.get(edge))
+    return frozenset(site_id for edge in moved for site_id in connected_to(edge))
 
 
 def advance(view: View, changes: Changes) -> View:
     """What holds after the changes. If it raises, nothing of them may be used."""
     intent = view.intent
     tenant = _trusting(view, changes)
-    if changes.written or changes.deleted or tenant != intent.tenant:
-        intent = Intent(tenant, _objects(intent.objects, changes))
+    if changes.written or changes.deleted or (tenant, changes.names) != (intent.tenant, intent.names):
+        intent = Intent(tenant, _objects(intent.objects, changes), intent.edges, changes.names)
     fleet = Fleet({**view.fleet.nodes, **{node.id: node for node in changes.nodes}}) if changes.nodes else view.fleet
     issuers = view.issuers if changes.anchors is None else _issuers(changes.anchors)
-    return View(changes.revision, intent, fleet, view.own_certificate, issuers)
+    homes = {**view.homes, **changes.homes} if changes.homes else view.homes
+    return View(changes.revision, intent, fleet, view.own_certificate, issuers, view.edges, homes)
 
 
 def _trusting(view: View, changes: Changes) -> Tenant:
@@ -111,12 +160,12 @@ def _issuers(anchors: Mapping[str, Anchors]) -> frozenset[str]:
 def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], Iterable[str]]) -> frozenset[str]:
     """Ids of the sites whose snapshot may differ. `peers_of` a site: the sites in whose snapshot it is a peer."""
     keys = {(written.kind, written.key) for written in changes.written} | {(kind, key) for kind, key, _ in changes.deleted}
-    if len(keys) > EVERYTHING or old.intent.tenant != new.intent.tenant:
+    if len(keys) > EVERYTHING or (old.intent.tenant, old.intent.names) != (new.intent.tenant, new.intent.names):
         return frozenset(old.sites) | frozenset(new.sites)
     found: set[str] = set()
     for kind, key in keys:
         found |= concerned_sites(kind, key, old.intent) | concerned_sites(kind, key, new.intent)
-    for site_id in _moved(old, new, changes.nodes):
+    for site_id in _moved(old, new, changes.nodes) | changes.homes.keys():
         found |= {site_id, *peers_of(site_id)}
     return frozenset(found)
 

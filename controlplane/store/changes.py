@@ -66,6 +66,10 @@ class Changes:
     """How often a node was revoked, ever."""
     anchors: Mapping[str, Anchors] | None
     """By role, if one of them changed."""
+    homes: Mapping[str, tuple[str, ...]]
+    """Ids of regional edges, by customer edge; of those where they changed."""
+    names: frozenset[str]
+    """All public names of the tenant."""
 
 
 _SINCE = text("""
@@ -76,7 +80,9 @@ _SINCE = text("""
         ) END AS anchors,
         (SELECT jsonb_agg(r) FROM resources r WHERE r.tenant_id = t.id AND r.revision > :since) AS written,
         (SELECT jsonb_agg(d ORDER BY d.revision) FROM deletions d WHERE d.tenant_id = t.id AND d.revision > :since AND :since >= 0) AS deleted,
-        (SELECT jsonb_agg(n) FROM nodes n WHERE n.tenant_id = t.id AND n.revision > :since) AS nodes
+        (SELECT jsonb_agg(n) FROM nodes n WHERE n.tenant_id = t.id AND n.revision > :since) AS nodes,
+        (SELECT jsonb_object_agg(h.site_id, h.edges) FROM home_edges h WHERE h.tenant_id = t.id AND h.revision > :since) AS homes,
+        (SELECT jsonb_agg(c.name) FROM public_claims c WHERE c.tenant_id = t.id) AS names
     FROM tenants t WHERE t.id = :tenant_id
 """)
 """One statement sees one moment, so nothing that it reads can be from another revision; and it is one round trip."""
@@ -90,11 +96,13 @@ async def since(session: AsyncSession, tenant_id: UUID, revision: int) -> Change
     return Changes(
         tenant=found.name,
         revision=found.revision,
-        written=tuple(map(_written, found.written or ())),
+        written=tuple(map(written, found.written or ())),
         deleted=tuple((row["kind"], Key(row["namespace"], row["name"]), UUID(row["uid"])) for row in found.deleted or ()),
         nodes=tuple(map(_node, found.nodes or ())),
         revocations=found.revocations,
         anchors=_anchors(found.anchors) if found.anchors else None,
+        homes={site_id: tuple(edges) for site_id, edges in (found.homes or {}).items()},
+        names=frozenset(found.names or ()),
     )
 
 
@@ -112,7 +120,8 @@ def _anchors(rows: list[Json]) -> Mapping[str, Anchors]:
     }
 
 
-def _written(row: Json) -> StoredJson:
+def written(row: Json) -> StoredJson:
+    """A row of `resources` as JSON."""
     return StoredJson(
         kind=row["kind"],
         namespace=row["namespace"],

@@ -321,6 +321,34 @@ class NodeRow(OfTenant, Base):
     """Since when its site counts as lost."""
 
 
+class HomeEdgesRow(OfTenant, Base):
+    """The regional edges to which a customer edge is connected."""
+
+    __tablename__ = "home_edges"
+    __table_args__ = (Index(None, "tenant_id", "revision"),)
+
+    site_id: Mapped[UUID] = mapped_column(primary_key=True)
+    edges: Mapped[list[str]]
+    """Ids, in the order of use."""
+    basis: Mapped[Json]
+    """What of the site they were chosen by."""
+    revision: Mapped[int]
+    """The tenant's revision at which they were chosen."""
+
+
+class PublicClaimRow(OfTenant, Base):
+    """A public name, which belongs to one tenant of all."""
+
+    __tablename__ = "public_claims"
+    __table_args__ = (UniqueConstraint("name"),)
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """A domain with all that is under it, or a port of the regional edges, written `:8443`."""
+    granted: Mapped[bool]
+    """Whether the operator gave it; otherwise its DNS proved it."""
+    created_at: Mapped[datetime]
+
+
 class OfNode(OfTenant):
     """Rows about a node, which go with it."""
 

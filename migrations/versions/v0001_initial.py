@@ -209,6 +209,25 @@ CREATE INDEX ON nodes (tenant_id, revision);
 CREATE UNIQUE INDEX nodes_id_idx ON nodes (id);
 CREATE UNIQUE INDEX nodes_live_name_key ON nodes (tenant_id, site_id, name) WHERE revoked_at IS NULL;
 
+CREATE TABLE home_edges (
+    {TENANT},
+    site_id uuid,
+    edges jsonb NOT NULL,
+    basis jsonb NOT NULL,
+    revision bigint NOT NULL,
+    PRIMARY KEY (tenant_id, site_id)
+);
+CREATE INDEX ON home_edges (tenant_id, revision);
+
+CREATE TABLE public_claims (
+    {TENANT},
+    name text,
+    granted boolean NOT NULL,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (tenant_id, name),
+    UNIQUE (name)
+);
+
 CREATE TABLE node_status (
     {TENANT},
     node_id uuid,
@@ -339,6 +358,8 @@ OF_TENANT = (
     "tokens",
     "registrations",
     "nodes",
+    "home_edges",
+    "public_claims",
     "node_status",
     "discovery_reports",
     "origin_reports",
@@ -391,6 +412,47 @@ FUNCTIONS = {
             SELECT ('x' || encode(substring(sealed FOR 4), 'hex'))::bit(32)::bigint AS version, count(*)
             FROM (SELECT sealed FROM secrets UNION ALL SELECT sealed_key FROM authorities WHERE state <> 'removed') everything
             GROUP BY 1
+        $$""",
+    "edge_list()": f"""
+        CREATE FUNCTION edge_list() RETURNS TABLE (tenant_id uuid, revision bigint, site jsonb, gateways jsonb)
+        STABLE {DEFINER} AS $$
+            SELECT t.id, t.revision, to_jsonb(r), (
+                SELECT jsonb_agg(g ORDER BY n.id) FROM nodes n, jsonb_array_elements(n.gateways) g
+                WHERE n.tenant_id = t.id AND n.site_id = r.uid AND n.revoked_at IS NULL
+            )
+            FROM tenants t LEFT JOIN resources r
+                ON r.tenant_id = t.id AND r.kind = 'site' AND r.spec ->> 'site_type' = 'REGIONAL_EDGE'
+            WHERE t.name = 'default'
+        $$""",
+    "edge_shares(uuid[])": f"""
+        CREATE FUNCTION edge_shares(wanted uuid[])
+        RETURNS TABLE (tenant_id uuid, revision bigint, anchor_pem text, crl_pem text, sites jsonb, public boolean)
+        STABLE {DEFINER} AS $$
+            SELECT t.id, t.revision, trusted.anchor_pem, trusted.crl_pem, (
+                SELECT coalesce(jsonb_agg(r.uid ORDER BY r.uid), '[]') FROM resources r
+                WHERE r.tenant_id = t.id AND r.kind = 'site' AND r.spec ->> 'site_type' = 'CUSTOMER_EDGE'
+                  AND NOT (r.metadata ->> 'disable')::boolean
+                  AND EXISTS (SELECT FROM nodes n WHERE n.tenant_id = t.id AND n.site_id = r.uid AND n.revoked_at IS NULL)
+            ), EXISTS (SELECT FROM public_claims c WHERE c.tenant_id = t.id)
+            FROM tenants t CROSS JOIN LATERAL (
+                SELECT coalesce(string_agg(a.certificate_pem, '' ORDER BY a.version DESC), '') AS anchor_pem,
+                    coalesce(string_agg(a.crl_pem, '' ORDER BY a.version DESC), '') AS crl_pem
+                FROM authorities a WHERE a.tenant_id = t.id AND a.role = 'tenant' AND a.state <> 'removed'
+            ) trusted WHERE wanted IS NULL OR t.id = ANY (wanted)
+        $$""",
+    "public_claim_list()": f"""
+        CREATE FUNCTION public_claim_list() RETURNS TABLE (name text, tenant text, granted boolean, created_at timestamptz)
+        STABLE {DEFINER} AS $$
+            SELECT c.name, t.name, c.granted, c.created_at FROM public_claims c JOIN tenants t ON t.id = c.tenant_id ORDER BY c.name
+        $$""",
+    "public_name_is_taken(text, uuid)": f"""
+        CREATE FUNCTION public_name_is_taken(wanted text, by_another_than uuid) RETURNS boolean
+        STABLE {DEFINER} AS $$
+            SELECT EXISTS (
+                SELECT FROM public_claims c WHERE c.tenant_id <> by_another_than AND (
+                    c.name = wanted OR right(c.name, length(wanted) + 1) = '.' || wanted OR right(wanted, length(c.name) + 1) = '.' || c.name
+                )
+            )
         $$""",
     "retain(timestamptz, timestamptz, timestamptz)": f"""
         CREATE FUNCTION retain(rollups_since timestamptz, audit_since timestamptz, deletions_since timestamptz) RETURNS void

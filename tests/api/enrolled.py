@@ -18,7 +18,7 @@ from agent.control import ControlPlane, Signer
 from agent.protocol.enrolment import BootstrapRequest, BootstrapSpec, ConfigRequest, Credentials, Infra, Passport
 from agent.protocol.items import ItemKind
 from agent.protocol.manifest import ManifestAnswer
-from agent.protocol.report import Heartbeat, HeartbeatAnswer
+from agent.protocol.report import Heartbeat, HeartbeatAnswer, Report
 from controlplane.app import running
 from controlplane.loops.retention import Keep
 from controlplane.pki import create_key
@@ -73,6 +73,9 @@ class Node:
         self.sequence += 1
         defaults = {"boot_id": self.boot_id, "sequence": self.sequence, "sent_at": now().timestamp(), "proxy": "live"}
         return await self.control.heartbeat(Heartbeat(**(defaults | said)))
+
+    async def report(self, **said: Any) -> None:
+        await self.control.report(Report(boot_id=self.boot_id, **said))
 
     async def apply(self) -> str:
         """Say that the current manifest is in force; gives its hash."""

@@ -1,5 +1,9 @@
 """Regional edges: the operator's sites, and how nodes become part of them."""
 
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +14,12 @@ from fastapi import FastAPI
 
 from agent.errors import Refused
 from agent.protocol.enrolment import Passport, RenewRequest
-from tests.api.enrolled import REGISTRATIONS, SITES, TOKENS, admitted, csr, node, token_for
+from agent.protocol.items import Gateway, ItemKind
+from agent.protocol.report import EdgeHealth
+from controlplane.services.homes import Seen, assign
+from lab.wait import until
+from tests.api.enrolled import REGISTRATIONS, SITES, TOKENS, Node, admitted, caught_up, csr, node, token_for
+from tests.backend import now
 
 STATE = "/api/register/namespaces/system/site/{}/state"
 DECOMMISSIONING = {"state": "DECOMMISSIONING"}
@@ -116,3 +125,112 @@ async def test_an_edge_is_not_connected_to_edges(operator: httpx.AsyncClient) ->
     answer = await operator.post(SITES, json=edge(fresh(), re_select={"geo_proximity": {}}))
     assert answer.status_code == 400
     assert "re_select is for customer edges" in answer.json()["message"]
+
+
+# Which edges a site is connected to
+
+
+@asynccontextmanager
+async def running_edge(app: FastAPI, operator: httpx.AsyncClient, name: str, **spec: Any) -> AsyncIterator[Node]:
+    """With a gateway, and heard of just now."""
+    await create_edge(operator, name, **spec)
+    async with admitted(app, operator, name) as made:
+        await made.report(gateways=(Gateway(node_id="", host=f"{name}.test", port=15443),))
+        await made.beat()
+        await app.state.services.heartbeats.flush(now())
+        try:
+            yield made
+        finally:
+            assert (await operator.delete(f"{SITES}/{name}")).status_code == 200
+
+
+async def assigned(app: FastAPI, user: httpx.AsyncClient, site: str) -> list[str]:
+    """The edges that a site should be connected to, after they were chosen."""
+    services = app.state.services
+    await assign(services.database, services.heartbeats, Seen(), now())
+    spec = (await user.get(f"{SITES}/{site}")).json()["spec"]
+    return [ref["name"] for ref in spec["connected_re_for_config"]]
+
+
+async def items_of(made: Node, kind: ItemKind) -> dict[str, dict[str, Any]]:
+    entries = {entry.hash: entry.key for entry in (await made.manifest()).entries if entry.kind == kind}
+    if not entries:
+        return {}
+    found = await made.control.items(tuple(entries))
+    return {entries[item.hash]: json.loads(item.body) for item in found}
+
+
+async def test_a_site_is_connected_to_the_two_nearest_edges_and_told_of_them(
+    app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient
+) -> None:
+    near, nearer, far = (fresh() for _ in range(3))
+    places = {near: 10.0, nearer: 2.0, far: 90.0}
+    async with AsyncExitStack() as stack:
+        for name, longitude in places.items():
+            await stack.enter_async_context(running_edge(app, operator, name, coordinates={"latitude": 0, "longitude": longitude}))
+        await user.post(SITES, json={"metadata": {"name": "berlin"}, "spec": {"coordinates": {"latitude": 0, "longitude": 0}}})
+        made = await stack.enter_async_context(admitted(app, user, "berlin"))
+        assert await assigned(app, user, "berlin") == [nearer, near]
+        await caught_up(app, made.credentials.tenant_id if made.credentials else "")
+        await app.state.services.delivery.compare()
+
+        async def told() -> bool:
+            found = (await items_of(made, ItemKind.EDGE)).values()
+            dialled = {(edge["name"], edge["home"], gateway["host"]) for edge in found for gateway in edge["gateways"]}
+            return dialled == {(nearer, True, f"{nearer}.test"), (near, True, f"{near}.test")}
+
+        await until(told, "the site to be told where its edges are")
+        edges = await items_of(made, ItemKind.EDGE)
+        await made.beat()
+        await app.state.services.heartbeats.flush(now())
+        up = next(site_id for site_id, edge in edges.items() if edge["name"] == near)
+        await made.report(edges=(EdgeHealth(site_id=up, state="UP", since=1.0, tunnels=3),))
+        spec = (await user.get(f"{SITES}/berlin")).json()["spec"]
+        assert [ref["name"] for ref in spec["connected_re"]] == [near]
+
+        drained = {
+            "metadata": {"name": nearer},
+            "spec": {"site_type": "REGIONAL_EDGE", "drain": True, "coordinates": {"latitude": 0, "longitude": 2}},
+        }
+        assert (await operator.put(f"{SITES}/{nearer}", json=drained)).status_code == 200
+        assert await assigned(app, user, "berlin") == [near, far, nearer]
+        other = (await operator.get(f"{SITES}/{far}")).json()["system_metadata"]["uid"]
+        await made.report(edges=tuple(EdgeHealth(site_id=site_id, state="UP", since=1.0, tunnels=3) for site_id in (up, other)))
+        assert await assigned(app, user, "berlin") == [near, far]
+
+
+# What an edge knows of tenants
+
+
+async def test_an_edge_relays_for_every_tenant_with_live_sites_and_follows_them(
+    app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient, stranger: httpx.AsyncClient
+) -> None:
+    async with AsyncExitStack() as stack:
+        edge_node = await stack.enter_async_context(running_edge(app, operator, fresh()))
+        berlin = await stack.enter_async_context(admitted(app, user, "berlin"))
+        oslo = await stack.enter_async_context(admitted(app, stranger, "oslo"))
+        assert berlin.credentials
+        assert oslo.credentials
+        tenants = {made.credentials.tenant_id: made.credentials for made in (berlin, oslo) if made.credentials}
+        relays = await items_of(edge_node, ItemKind.RELAY)
+        for tenant_id, credentials in tenants.items():
+            assert relays[tenant_id]["sites"] == [credentials.site_id]
+            assert relays[tenant_id]["anchor_pem"] == credentials.peer_anchor_pem
+        before = await edge_node.manifest()
+        waiting = asyncio.create_task(edge_node.manifest(before.hash))
+        assert (await user.delete(f"{SITES}/berlin")).status_code == 200
+        await app.state.services.delivery.compare()
+        after = await waiting
+        assert ("relay", berlin.credentials.tenant_id) in after.removed
+
+
+async def test_tenants_learn_nothing_of_each_other_from_edges(
+    app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient, stranger: httpx.AsyncClient
+) -> None:
+    async with running_edge(app, operator, fresh()), admitted(app, user, "berlin") as made, admitted(app, stranger, "oslo") as other:
+        assert other.credentials
+        await assigned(app, user, "berlin")
+        told = str([await items_of(made, kind) for kind in ItemKind])
+        assert other.credentials.tenant_id not in told
+        assert other.credentials.site_id not in told
+        assert await items_of(made, ItemKind.RELAY) == {}

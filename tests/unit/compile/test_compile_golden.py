@@ -24,7 +24,7 @@ CASES = sorted((ROOT / "compile").iterdir())
 
 def share_of(intent: Intent) -> Share:
     live = tuple(sorted(str(site.uid) for site in intent.of("site").values()))
-    return Share(relay_item(intent.tenant.id, intent.tenant.peer_anchor_pem, live), public_items(intent))
+    return Share(relay_item(intent.tenant.id, intent.tenant.peer_anchor_pem, "", live), public_items(intent, observations_of(intent)))
 
 
 def readable(snapshot: Snapshot) -> str:
