@@ -67,7 +67,7 @@ def regional(sources: Sources, output: Output) -> None:
     for item in relays:
         output.put(*relay.tenant(item, scope))
     served: dict[str, list[str]] = {item.id.key: [] for item in relays}
-    for item in sources.peers:
+    for item in sources.snapshot.by_kind[ItemKind.PEER]:
         peer = body(item, Peer)
         if peer.tenant_id in served:
             served[peer.tenant_id].append(peer.site_id)

@@ -28,7 +28,9 @@ class Path(NamedTuple):
 
 
 def paths(peer: Item, edges: Mapping[str, Item], view: PeerView | None, scope: Scope) -> tuple[Path, ...]:
-    """In order of preference; none if the peer cannot be reached."""
+    """In order of preference; none if the peer cannot be reached. A regional edge has but one to a peer, which nobody has to judge."""
+    if scope.regional:
+        return (Path(Way(scope.site_id, names.REVERSE), usable=True),)
     about = body(peer, Peer)
     ways = _ways(peer, tuple([edges[edge] for edge in about.edges if edge in edges]), scope)
     judged = {} if view is None else view.paths
@@ -37,8 +39,6 @@ def paths(peer: Item, edges: Mapping[str, Item], view: PeerView | None, scope: S
 
 @lru_cache(CACHE)
 def _ways(peer: Item, edges: tuple[Item, ...], scope: Scope) -> tuple[Way, ...]:
-    if scope.regional:
-        return (Way(scope.site_id, names.REVERSE),)
     about = body(peer, Peer)
     found = [Way(DIRECT, "")] if about.direct and about.gateways else []
     if about.direct and scope.edge_anchor_pem:

@@ -15,6 +15,9 @@ class Sources:
     def __init__(self, snapshot: AgentSnapshot, local: LocalState, scope: Scope) -> None:
         self.snapshot, self.local, self.scope = snapshot, local, scope
         self.peers = snapshot.by_kind[ItemKind.PEER]
+        if scope.regional:
+            tenants = snapshot.by_key[ItemKind.RELAY]
+            self.peers = tuple([item for item in self.peers if body(item, Peer).tenant_id in tenants])
         self.edges = snapshot.by_key[ItemKind.EDGE] if scope.edge_anchor_pem else {}
         found = [(item, paths(item, self.edges, local.peers.get(item.id.key), scope)) for item in self.peers]
         self.reached = tuple([(item, ways) for item, ways in found if ways])

@@ -309,7 +309,7 @@ def probe_listener(scope: Scope) -> Resource:
 
 
 def probe_routes(peers: Iterable[tuple[Item, tuple[Path, ...]]], edges: Iterable[Item]) -> Resource:
-    """Hosts are peers, and regional edges themselves; a header chooses among the paths to a peer."""
+    """Hosts are peers, and regional edges themselves; a header chooses among the paths to a peer, where those are given."""
     sources: list[ItemId] = []
     hosts = []
     for peer, paths in peers:
@@ -325,7 +325,7 @@ def probe_routes(peers: Iterable[tuple[Item, tuple[Path, ...]]], edges: Iterable
 
 def _probe_paths(key: str, paths: tuple[Path, ...]) -> Iterable[Fields]:
     ways = [path.way for path in paths]
-    if ways == [_DIRECT]:
+    if ways == [_DIRECT] or not ways:
         return
     for way in ways:
         yield _asked(names.path(key, way.path), {"string_match": {"exact": way.path}})

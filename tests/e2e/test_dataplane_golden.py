@@ -25,6 +25,8 @@ async def test_envoy_accepts_the_case(site: LiveSite, case: Path) -> None:
     node = site.local.node
     real = {
         "<peer anchor>": site.trust.authority.certificate_pem,
+        "<edge anchor>": site.trust.authority.certificate_pem,
+        "<other anchor>": site.trust.authority.certificate_pem,
         "<certificate>": node.certificate_pem,
         "<private key>": node.private_key_pem,
     }

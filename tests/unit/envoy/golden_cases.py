@@ -43,5 +43,7 @@ def local_of(text: str, run_dir: str = "/run/isthmus") -> LocalState:
             for entry in said["endpoints"]
         },
         peers={site: PeerView(**view) for site, view in said["peers"].items()},
+        dials=frozenset(said.get("dials", ())),
+        workers=said.get("workers", 1),
         secrets={ref: value.encode() for ref, value in said["secrets"].items()},
     )
