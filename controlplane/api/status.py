@@ -104,12 +104,30 @@ def shown(report: ObjectReport, offline: str, now: datetime) -> Json:
         "reason": report.reason(offline),
         "sites": [_site(site, now) for site in report.sites],
         "conditions": [_condition(condition) for condition in report.conditions],
-    }
+    } | _mesh(report)
 
 
 def items(report: ObjectReport, now: datetime) -> list[Json]:
-    """`status` of an object as F5 XC has it: one item for each site."""
-    return [_item(site, now) for site in report.sites]
+    """`status` of an object as F5 XC has it: one item for each site, and one for a site mesh group itself."""
+    found = [_item(site, now) for site in report.sites]
+    if report.mesh:
+        found.append({"metadata": {"creator_class": "controlplane", "publish": "STATUS_PUBLISH"}, "conditions": []} | _mesh(report))
+    return found
+
+
+def _mesh(report: ObjectReport) -> Json:
+    """Members, with what they are and how they do, and whom the group joins them to."""
+    if report.mesh is None:
+        return {}
+    states = {site.site.uid: site.state for site in report.sites}
+    members = [
+        {
+            "site": [{"kind": "site", "namespace": "system", "name": site.metadata.name, "uid": str(site.uid)}],
+            "annotations": [report.mesh.role, states.get(site.uid, "")],
+        }
+        for site in report.mesh.sites
+    ]
+    return {"site_mesh_group_status": {"site_info": members, "other_connected_sites": [site.metadata.name for site in report.mesh.others]}}
 
 
 def _item(report: SiteReport, now: datetime) -> Json:

@@ -1,12 +1,16 @@
 """Site mesh groups: what is refused when one is written. What comes to conflict later, by a label, is resolved in compile."""
 
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent, Tenant
 from controlplane.compile.members import members as selected_by
+from controlplane.compile.members import topology
 from controlplane.compile.meshes import overlaps
 from controlplane.errors import FieldError, HubAndSpoke, Invalid, StillReferred
 from controlplane.resources.base import Key, Stored
@@ -15,6 +19,28 @@ from controlplane.store import resources as store
 from controlplane.store.resources import parsed
 
 _KIND = "site_mesh_group"
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Who is in a group, and whom it joins them to."""
+
+    role: str
+    """Of its members: `hub`, `spoke` or `member`."""
+    sites: tuple[Stored[Any], ...]
+    """By name, as are the others."""
+    others: tuple[Stored[Any], ...]
+    """Hubs of its spokes, spokes of its hubs."""
+
+
+def membership(group: Stored[SiteMeshGroup], intent: Intent) -> Membership:
+    """Nobody, if it is disabled."""
+    where = topology(intent)
+    mesh = where.meshes.get(group.key)
+    own = mesh.members if mesh else frozenset[str]()
+    joined = concerned_sites(_KIND, group.key, intent) - own if mesh else frozenset[str]()
+    role = "hub" if group.spec.hub_mesh else "spoke" if group.spec.spoke_mesh else "member"
+    return Membership(role, *(tuple(sorted((where.sites[id_] for id_ in ids), key=attrgetter("key"))) for ids in (own, joined)))
 
 
 async def check(session: AsyncSession, tenant_id: UUID, group: Stored[SiteMeshGroup], before: Stored[SiteMeshGroup] | None) -> None:

@@ -21,6 +21,7 @@ from controlplane.services.delivery import Delivery, Published, TenantCache
 from controlplane.services.discovered import IN_CLUSTER
 from controlplane.services.heartbeats import Heartbeats, alarms, is_fresh
 from controlplane.services.leases import Leases
+from controlplane.services.meshes import Membership, membership
 from controlplane.services.view import View
 from controlplane.store import nodes, observations
 from controlplane.store.nodes import Node, NodeStatus
@@ -102,6 +103,8 @@ class ObjectReport:
     revision: int
     sites: tuple[SiteReport, ...]
     conditions: tuple[Condition, ...]
+    mesh: Membership | None = None
+    """Of a site mesh group."""
 
     def missing(self, offline: str) -> tuple[SiteReport, ...]:
         """Sites where it is not in force; without those that cannot answer, if they are to be ignored."""
@@ -143,7 +146,8 @@ class Observer:
         lost = {condition.site_id: condition.message for condition in found if condition.type == "Conflicted"}
         sites = await self._sites(cache, stored, wanted, lost)
         held = self.leases.held.get(tenant_id, frozenset())
-        return ObjectReport(wanted, tuple(sites), (*found, *_of_sites(stored, sites), *_of_leases(stored, view, held)))
+        told = (*found, *_of_sites(stored, sites), *_of_leases(stored, view, held))
+        return ObjectReport(wanted, tuple(sites), told, membership(stored, view.intent) if kind == "site_mesh_group" else None)
 
     async def wait(self, tenant_id: UUID, kind: str, key: Key, revision: int | None, offline: str, timeout_s: float) -> ObjectReport:
         """Look until it is in force everywhere, cannot come to be, or the time is up."""

@@ -67,6 +67,25 @@ async def test_hubs_have_to_be_a_group_of_hubs_and_stay_one(user: httpx.AsyncCli
     assert (await user.delete(f"{GROUPS}/h")).status_code == 200
 
 
+async def test_a_group_shows_its_members_and_whom_it_joins_them_to(user: httpx.AsyncClient) -> None:
+    await select(user, hubs="hub", spokes="spoke")
+    for name, label in (("a", "hub"), ("b", "spoke"), ("c", "spoke")):
+        await site(user, name, **{label: "1"})
+    await created(user, group("h", "hubs", hub_mesh={}), spokes("s", "spokes", "h"))
+
+    async def told(name: str) -> tuple[list[str], set[str], list[str]]:
+        read = (await user.get(f"{GROUPS}/{name}", params={"response_format": "GET_RSP_FORMAT_STATUS"})).json()["status"]
+        (found,) = (item["site_mesh_group_status"] for item in read if "site_mesh_group_status" in item)
+        assert found == (await status(user, f"{GROUPS}/{name}/status"))["site_mesh_group_status"]
+        infos = found["site_info"]
+        return [info["site"][0]["name"] for info in infos], {info["annotations"][0] for info in infos}, found["other_connected_sites"]
+
+    assert await told("s") == (["b", "c"], {"spoke"}, ["a"])
+    assert await told("h") == (["a"], {"hub"}, ["b", "c"])
+    assert (await user.put(f"{SITES}/c", json={"metadata": {"name": "c", "labels": {"hub": "1"}}, "spec": {}})).status_code == 200
+    assert await told("s") == (["b"], {"spoke"}, ["a", "c"])
+
+
 async def test_a_label_that_makes_a_site_hub_and_spoke_is_accepted_and_told(user: httpx.AsyncClient) -> None:
     await select(user, hubs="hub", spokes="spoke")
     await created(user, group("h", "hubs", hub_mesh={}), spokes("s", "spokes", "h"))
