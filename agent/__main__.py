@@ -46,7 +46,7 @@ def _option(name: str) -> Any:
 
 def _settings(given: dict[str, str]) -> Settings:
     try:
-        return Settings(**given)  # type: ignore[arg-type]  # pydantic parses the text
+        return Settings(**given)
     except ValidationError as error:
         _fail("; ".join(f"{'.'.join(str(part) for part in it['loc'])}: {it['msg']}" for it in error.errors(include_input=False)))
 

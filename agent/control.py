@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlencode, urlsplit
 from uuid import uuid4
 
-import httpx
+import httpx2
 import jwt
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -61,7 +61,7 @@ WAIT_S = 25
 SKEW_NOTICED_S = 5.0
 """`Date` has whole seconds and the answer took a while: less is not a wrong clock."""
 _GZIP_FROM_BYTES = 8 << 10
-_TIMEOUT = httpx.Timeout(connect=5.0, read=15.0, write=15.0, pool=10.0)
+_TIMEOUT = httpx2.Timeout(connect=5.0, read=15.0, write=15.0, pool=10.0)
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
@@ -74,6 +74,22 @@ _AGAIN = frozenset({"ClockSkew", "Replayed"})
 _GONE = frozenset({"UnknownNode", "Revoked"})
 
 
+class _Target(Protocol):
+    @property
+    def raw_path(self) -> bytes: ...
+
+
+class Signable(Protocol):
+    """A request of any client."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def url(self) -> _Target: ...
+    @property
+    def content(self) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Signer:
     """Proves possession of the node's key."""
@@ -81,7 +97,7 @@ class Signer:
     node_id: str
     key: ec.EllipticCurvePrivateKey
 
-    def authorization(self, request: httpx.Request, now: float) -> str:
+    def authorization(self, request: Signable, now: float) -> str:
         """Value of the header for this request, as it is about to be sent."""
         claims = {
             "aud": PROOF_AUDIENCE,
@@ -100,7 +116,7 @@ class ControlPlane:
     `anchor_pem` empty: the system's trust store (or plain HTTP, if a URL says so).
     """
 
-    def __init__(self, urls: Sequence[str], anchor_pem: str = "", transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(self, urls: Sequence[str], anchor_pem: str = "", transport: httpx2.AsyncBaseTransport | None = None) -> None:
         if not urls:
             raise Misconfigured("no URL of a control plane: set AGENT_CONTROL_PLANE_URLS, or use a token that carries one")
         self._urls = _tidy(urls)
@@ -111,12 +127,12 @@ class ControlPlane:
         """What is to be added to the node's clock to get the server's; 0 unless it matters."""
         self._transport = transport
         self._http = self._client(anchor_pem)
-        self._used: Counter[httpx.AsyncClient] = Counter()
+        self._used: Counter[httpx2.AsyncClient] = Counter()
         """Requests under way."""
 
-    def _client(self, anchor_pem: str) -> httpx.AsyncClient:
-        own = self._transport or httpx.AsyncHTTPTransport(verify=_trust(anchor_pem), socket_options=_KEEPALIVE)
-        return httpx.AsyncClient(transport=own, timeout=_TIMEOUT, follow_redirects=False, trust_env=False)
+    def _client(self, anchor_pem: str) -> httpx2.AsyncClient:
+        own = self._transport or httpx2.AsyncHTTPTransport(verify=_trust(anchor_pem), socket_options=_KEEPALIVE)
+        return httpx2.AsyncClient(transport=own, timeout=_TIMEOUT, follow_redirects=False, trust_env=False)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -180,7 +196,7 @@ class ControlPlane:
     async def _post(self, path: str, body: Message, answer: type[M]) -> M:
         return _parsed(await self._send("POST", path, body.model_dump_json().encode()), answer)
 
-    async def _send(self, method: str, path: str, body: bytes = b"", read_s: float = 15.0) -> httpx.Response:
+    async def _send(self, method: str, path: str, body: bytes = b"", read_s: float = 15.0) -> httpx2.Response:
         """The first useful answer of any URL, starting with the one that answered last."""
         failure: Unreachable | None = None
         for _ in self._urls:
@@ -193,12 +209,12 @@ class ControlPlane:
                     self._current = (self._current + 1) % len(self._urls)
         raise failure or Unreachable("no control plane answers")
 
-    async def _to_current(self, method: str, path: str, body: bytes, read_s: float) -> httpx.Response:
+    async def _to_current(self, method: str, path: str, body: bytes, read_s: float) -> httpx2.Response:
         try:
             response = await self._attempt(method, path, body, read_s)
             if response.status_code == 401 and _AGAIN.intersection(_failure(response).reasons):
                 response = await self._attempt(method, path, body, read_s)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise Unreachable(f"{self.url}: {_words(error)}") from error
         if response.status_code == 429 or response.status_code >= 500:
             raise Busy(f"{self.url}: {_failure(response)}", _retry_after_s(response))
@@ -206,7 +222,7 @@ class ControlPlane:
             raise _failure(response)
         return response
 
-    async def _attempt(self, method: str, path: str, body: bytes, read_s: float) -> httpx.Response:
+    async def _attempt(self, method: str, path: str, body: bytes, read_s: float) -> httpx2.Response:
         headers = {"Content-Type": "application/json"} if body else {}
         if len(body) > _GZIP_FROM_BYTES and path == REPORT_PATH:
             body, headers["Content-Encoding"] = await asyncio.to_thread(gzip.compress, body, 5), "gzip"
@@ -222,7 +238,7 @@ class ControlPlane:
             self._learn_skew(response, sent_at + took_s / 2)
         return response
 
-    async def _sent(self, http: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    async def _sent(self, http: httpx2.AsyncClient, request: httpx2.Request) -> httpx2.Response:
         self._used[http] += 1
         try:
             return await http.send(request)
@@ -233,7 +249,7 @@ class ControlPlane:
                 if http is not self._http:
                     await http.aclose()
 
-    def _learn_skew(self, response: httpx.Response, at: float) -> None:
+    def _learn_skew(self, response: httpx2.Response, at: float) -> None:
         """`Date` may be of any time between request and answer, so those that took long say nothing."""
         try:
             server = parsedate_to_datetime(response.headers["Date"]).timestamp()
@@ -243,14 +259,14 @@ class ControlPlane:
         self.skew_s = skew_s if abs(skew_s) >= SKEW_NOTICED_S else 0.0
 
 
-def _parsed(response: httpx.Response, type_: type[M]) -> M:
+def _parsed(response: httpx2.Response, type_: type[M]) -> M:
     try:
         return type_.model_validate_json(response.content)
     except ValidationError as error:
         raise Unreachable(f"{response.request.url.host} does not answer like a control plane: {error.errors()[0]['msg']}") from error
 
 
-def _failure(response: httpx.Response) -> Refused:
+def _failure(response: httpx2.Response) -> Refused:
     try:
         body = response.json()
         message = str(body["message"])
@@ -261,12 +277,12 @@ def _failure(response: httpx.Response) -> Refused:
     return type_(f"{response.status_code}: {message}", response.status_code, reasons)
 
 
-def _words(error: httpx.TransportError) -> str:
-    """Some of httpx's errors have no text."""
+def _words(error: httpx2.TransportError) -> str:
+    """Some of httpx2's errors have no text."""
     return str(error) or type(error).__name__
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def _retry_after_s(response: httpx2.Response) -> float | None:
     """Of the form in seconds, bounded: nobody keeps a site away for longer than a minute."""
     value = response.headers.get("Retry-After", "")
     return min(float(value), 60.0) if value.isdecimal() else None
@@ -286,11 +302,11 @@ async def pinned_anchors(urls: Sequence[str], pin: str) -> str:
     Nothing but this request is sent before the answer is compared.
     """
     failure: AgentError = Unreachable("no control plane answers")
-    async with httpx.AsyncClient(verify=False, timeout=_TIMEOUT, trust_env=False) as http:  # noqa: S501  # the pin decides, not the certificate
+    async with httpx2.AsyncClient(verify=False, timeout=_TIMEOUT, trust_env=False) as http:  # the pin decides, not the certificate
         for url in urls:
             try:
                 response = await http.get(url.rstrip("/") + CA_PATH)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 failure = Unreachable(f"{url}: {_words(error)}")
                 continue
             if not response.is_success:

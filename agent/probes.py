@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from random import uniform
 
-import httpx
+import httpx2
 from pydantic import ValidationError
 
 from agent.envoy.inputs import PeerView
@@ -144,8 +144,8 @@ class Probes:
         self._changed = changed
         self._peers: dict[str, _Peer] = {}
         self._dials = frozenset(dials)
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
-        self._http = httpx.AsyncClient(transport=transport, timeout=_PROBE_TIMEOUT_S, trust_env=False)
+        transport = httpx2.AsyncHTTPTransport(uds=str(socket), verify=False)
+        self._http = httpx2.AsyncClient(transport=transport, timeout=_PROBE_TIMEOUT_S, trust_env=False)
 
     def watch(self, peers: Mapping[str, Watch]) -> None:
         """Probe exactly these from now on."""
@@ -226,7 +226,7 @@ class Probes:
         began = time.monotonic()
         try:
             document = await self._document(peer.site, name)
-        except (_Silent, httpx.HTTPError, ValidationError) as error:
+        except (_Silent, httpx2.HTTPError, ValidationError) as error:
             reason = (str(error) or type(error).__name__)[:_ERROR_LENGTH]
             answers = await self._gateway_answers(peer.site, name)
             path, now = peer.paths[name], _now()
@@ -247,7 +247,7 @@ class Probes:
         """Whether the peer's Envoy serves, although its agent does not."""
         try:
             return (await self._get(site, path, PEER_HEALTH_PATH))[0] == _OK
-        except (_Silent, httpx.HTTPError):
+        except (_Silent, httpx2.HTTPError):
             return False
 
     async def _get(self, site: str, path: str, what: str) -> tuple[int, bytes]:
@@ -260,7 +260,7 @@ class Probes:
                     content += piece
                     if len(content) > _DOCUMENT_BYTES:
                         raise _Silent("the answer is too long")
-        except httpx.ConnectError as error:
+        except httpx2.ConnectError as error:
             raise _Unknowable from error
         if response.status_code == _NOT_THERE_YET:
             raise _Unknowable

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import httpx
+import httpx2
 import structlog
 
 from agent.backoff import backoff
@@ -77,8 +77,8 @@ class Admin:
     """Envoy's admin interface over its Unix socket; every call raises `ProxyFailed` if Envoy does not answer as it should."""
 
     def __init__(self, socket: Path) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
-        self._http = httpx.AsyncClient(transport=transport, base_url="http://envoy", timeout=httpx.Timeout(5.0), trust_env=False)
+        transport = httpx2.AsyncHTTPTransport(uds=str(socket), verify=False)
+        self._http = httpx2.AsyncClient(transport=transport, base_url="http://envoy", timeout=httpx2.Timeout(5.0), trust_env=False)
 
     async def get(self, path: str) -> str:
         return await self._call("GET", path)
@@ -89,7 +89,7 @@ class Admin:
     async def _call(self, method: str, path: str) -> str:
         try:
             response = await self._http.request(method, path)
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise ProxyFailed(f"envoy's admin interface: {error!r}") from error
         if response.is_error:
             raise ProxyFailed(f"envoy's admin interface answered {response.status_code} to {method} {path}")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from agent.errors import Misconfigured
 
@@ -61,15 +60,15 @@ def usable_cpus() -> int:
         return allowed
 
 
-Urls = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
-Labels = Annotated[dict[str, str], NoDecode, BeforeValidator(_mapped)]
+Urls = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Labels = Annotated[dict[str, str], BeforeValidator(_mapped)]
 Address = IPv4Address | IPv6Address
 
 
-class Settings(BaseSettings):
-    """Descriptions are the help texts of `isthmus-agent run`."""
+class Settings(BaseModel):
+    """What is not given is taken from the environment. Descriptions are the help texts of `isthmus-agent run`."""
 
-    model_config = SettingsConfigDict(env_prefix="AGENT_", frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     control_plane_urls: Urls = Field(
         (), description="URLs of control planes, comma-separated, tried in turn. Default: those that the token names."
@@ -89,7 +88,6 @@ class Settings(BaseSettings):
     node: str = Field(
         default_factory=_host_name,
         pattern=r"^[a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?$",
-        validate_default=True,
         description="Name of the node, unique in its site. Default: the host's name.",
     )
     labels: Labels = Field({}, description="Labels proposed for the site, as key=value,key=value.")
@@ -120,6 +118,12 @@ class Settings(BaseSettings):
     envoy_log_level: Literal["trace", "debug", "info", "warning", "error"] = Field(
         "warning", description="Of Envoy, in `envoy.log` of the state directory."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        variables = {name: os.environ.get(f"AGENT_{name.upper()}") for name in cls.model_fields}
+        return {**{name: value for name, value in variables.items() if value is not None}, **given}
 
     @field_validator("control_plane_urls")
     @classmethod

@@ -8,7 +8,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from email.utils import formatdate
 
-import httpx
+import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,25 +20,25 @@ from agent.protocol.report import DiscoveryReport, Heartbeat, HeartbeatAnswer, R
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 BEAT = Heartbeat(boot_id="b", sequence=1, sent_at=0.0)
-Answer = Callable[[httpx.Request], httpx.Response]
+Answer = Callable[[httpx2.Request], httpx2.Response]
 
 
 def control(answer: Answer, *urls: str) -> ControlPlane:
-    plane = ControlPlane(urls or ("https://one",), transport=httpx.MockTransport(answer))
+    plane = ControlPlane(urls or ("https://one",), transport=httpx2.MockTransport(answer))
     plane.signer = Signer("node-1", KEY)
     return plane
 
 
-def ok(request: httpx.Request) -> httpx.Response:
-    return httpx.Response(200, text=HeartbeatAnswer(pace_s=3, now=0).model_dump_json())
+def ok(request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, text=HeartbeatAnswer(pace_s=3, now=0).model_dump_json())
 
 
-def refusal(status: int, reason: str = "", **headers: str) -> httpx.Response:
+def refusal(status: int, reason: str = "", **headers: str) -> httpx2.Response:
     body = {"code": 16, "message": "no", "details": [{"field": reason, "description": "no"}] if reason else []}
-    return httpx.Response(status, json=body, headers=headers)
+    return httpx2.Response(status, json=body, headers=headers)
 
 
-def proof(request: httpx.Request) -> dict[str, object]:
+def proof(request: httpx2.Request) -> dict[str, object]:
     scheme, _, token = request.headers["Authorization"].partition(" ")
     assert scheme == "Proof"
     assert jwt.get_unverified_header(token)["kid"] == "node-1"
@@ -51,10 +51,10 @@ def proof(request: httpx.Request) -> dict[str, object]:
 async def test_urls_are_tried_in_turn_and_the_one_that_answers_is_kept() -> None:
     asked: list[str] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         asked.append(request.url.host)
         if request.url.host != "two":
-            raise httpx.ConnectError("refused")
+            raise httpx2.ConnectError("refused")
         return ok(request)
 
     plane = control(answer, "https://one", "https://two", "https://three")
@@ -69,8 +69,8 @@ async def test_a_replica_that_cannot_now_is_passed_over() -> None:
 
 
 async def test_when_nobody_answers_it_says_who_was_asked() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectTimeout("")
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectTimeout("")
 
     with pytest.raises(Unreachable, match="https://one: ConnectTimeout"):
         await control(answer, "https://one", "https://two").heartbeat(BEAT)
@@ -86,11 +86,11 @@ async def test_the_time_to_come_back_is_passed_on_and_bounded() -> None:
 
 
 async def test_the_proof_is_for_the_request_as_sent() -> None:
-    seen: list[httpx.Request] = []
+    seen: list[httpx2.Request] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         seen.append(request)
-        return httpx.Response(200, text=ManifestAnswer(hash="h", revision=1).model_dump_json())
+        return httpx2.Response(200, text=ManifestAnswer(hash="h", revision=1).model_dump_json())
 
     plane = control(answer, "https://one/")
     await plane.manifest("a/b", wait=True)
@@ -103,11 +103,11 @@ async def test_the_proof_is_for_the_request_as_sent() -> None:
 
 
 async def test_large_reports_are_compressed_and_proven_as_sent() -> None:
-    seen: list[httpx.Request] = []
+    seen: list[httpx2.Request] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         seen.append(request)
-        return httpx.Response(200, json={})
+        return httpx2.Response(200, json={})
 
     many = tuple(DiscoveryReport(discovery=f"system/{index}", connected=True) for index in range(1000))
     await control(answer).report(Report(boot_id="b", discoveries=many))
@@ -122,12 +122,12 @@ async def test_a_clock_that_is_an_hour_off_is_corrected_by_the_answer() -> None:
     now = time.time() + 3600
     seen: list[float] = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         seen.append(float(str(proof(request)["iat"])))
         date = {"Date": formatdate(now, usegmt=True)}
         if abs(seen[-1] - now) > 60:
             return refusal(401, "ClockSkew", **date)
-        return httpx.Response(200, text=HeartbeatAnswer(pace_s=3, now=now).model_dump_json(), headers=date)
+        return httpx2.Response(200, text=HeartbeatAnswer(pace_s=3, now=now).model_dump_json(), headers=date)
 
     plane = control(answer)
     await plane.heartbeat(BEAT)
@@ -146,12 +146,12 @@ async def test_a_node_that_is_not_known_is_told_apart() -> None:
 
 async def test_what_does_not_answer_like_a_control_plane_is_none() -> None:
     with pytest.raises(Unreachable, match="does not answer like"):
-        await control(lambda _: httpx.Response(200, text="<html>Please log in</html>")).heartbeat(BEAT)
+        await control(lambda _: httpx2.Response(200, text="<html>Please log in</html>")).heartbeat(BEAT)
 
 
 async def test_a_refusal_without_our_body_is_still_told() -> None:
     with pytest.raises(Refused, match="404: Not Found"):
-        await control(lambda _: httpx.Response(404, text="Not Found")).heartbeat(BEAT)
+        await control(lambda _: httpx2.Response(404, text="Not Found")).heartbeat(BEAT)
 
 
 def test_a_token_that_is_none_is_named() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -65,8 +65,8 @@ class Converging:
         listener = Listener(network="inside", port=port, protocol="http", load_balancers=load_balancers)
         self.control.put(ItemKind.LISTENER, f"inside/*/{port}", listener)
 
-    async def get(self, domain: str, port: int = PORT) -> httpx.Response:
-        async with httpx.AsyncClient(trust_env=False) as http:
+    async def get(self, domain: str, port: int = PORT) -> httpx2.Response:
+        async with httpx2.AsyncClient(trust_env=False) as http:
             return await http.get(f"http://{ADDRESS}:{port}/", headers={"host": domain})
 
     @property
@@ -252,7 +252,7 @@ async def test_a_killed_envoy_comes_back_with_everything(node: Converging) -> No
     os.kill(pid, signal.SIGKILL)
 
     async def serves() -> bool:
-        with suppress(httpx.TransportError):
+        with suppress(httpx2.TransportError):
             return (await node.get("a.test")).text == "hello"
         return False
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import jwt
 import pytest
 from cryptography import x509
@@ -56,10 +56,10 @@ class Server:
     """Answers by path; a list is used up to its last element."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, list[httpx.Response | Exception]] = {}
+        self.answers: dict[str, list[httpx2.Response | Exception]] = {}
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    def __call__(self, request: httpx.Request) -> httpx.Response:
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
         path = request.url.path
         self.asked.append((path, json.loads(request.content)))
         answers = self.answers[path]
@@ -69,18 +69,18 @@ class Server:
         return answer
 
 
-def said(body: Any, status: int = 200) -> httpx.Response:
-    return httpx.Response(status, json=body)
+def said(body: Any, status: int = 200) -> httpx2.Response:
+    return httpx2.Response(status, json=body)
 
 
-def refusal(status: int, message: str) -> httpx.Response:
+def refusal(status: int, message: str) -> httpx2.Response:
     return said({"code": 9, "message": message, "details": []}, status)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(httpx, "AsyncHTTPTransport", lambda **_: httpx.MockTransport(server))
+    monkeypatch.setattr(httpx2, "AsyncHTTPTransport", lambda **_: httpx2.MockTransport(server))
     return server
 
 
@@ -119,7 +119,7 @@ async def test_approval_is_waited_for_and_the_wait_is_quiet(server: Server, dire
 
 async def test_a_control_plane_that_is_away_is_waited_for(server: Server, directory: StateDirectory) -> None:
     given = admitting(server, directory)
-    server.answers[BOOTSTRAP] = [httpx.ConnectError("no"), refusal(503, "starting"), *server.answers[BOOTSTRAP]]
+    server.answers[BOOTSTRAP] = [httpx2.ConnectError("no"), refusal(503, "starting"), *server.answers[BOOTSTRAP]]
     assert await enrol(directory, token(), (), Applicant(None, "a-1")) == given
 
 
@@ -139,8 +139,8 @@ async def test_without_any_site_there_is_nothing_to_ask_for(server: Server, dire
 async def test_nothing_is_sent_to_whom_the_token_does_not_name(
     server: Server, directory: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stranger = httpx.MockTransport(lambda _: httpx.Response(200, text="the roots of somebody else"))
-    monkeypatch.setattr(httpx.AsyncClient, "_transport_for_url", lambda *_: stranger)
+    stranger = httpx2.MockTransport(lambda _: httpx2.Response(200, text="the roots of somebody else"))
+    monkeypatch.setattr(httpx2.AsyncClient, "_transport_for_url", lambda *_: stranger)
     with pytest.raises(Untrusted, match="not the control plane that the token names"):
         await enrol(directory, token(ca_pin="0" * 64), (), Applicant(None, "a-1"))
     assert server.asked == []
@@ -148,7 +148,7 @@ async def test_nothing_is_sent_to_whom_the_token_does_not_name(
 
 def identity(server: Server, directory: StateDirectory, pem: str) -> tuple[Identity, list[Credentials]]:
     renewed: list[Credentials] = []
-    plane = ControlPlane([URL], transport=httpx.MockTransport(server))
+    plane = ControlPlane([URL], transport=httpx2.MockTransport(server))
     return Identity(directory, plane, credentials(pem), renewed.append), renewed
 
 
@@ -163,7 +163,7 @@ async def test_a_young_certificate_is_left_alone(server: Server, directory: Stat
 async def test_at_half_of_its_life_a_certificate_is_renewed_and_handed_on(server: Server, directory: StateDirectory) -> None:
     held, renewed = identity(server, directory, certificate(directory.node_key(), age=timedelta(days=4)))
     young = credentials(certificate(directory.node_key()))
-    server.answers[RENEW] = [httpx.ConnectError("no"), said(young.model_dump())]
+    server.answers[RENEW] = [httpx2.ConnectError("no"), said(young.model_dump())]
     running = asyncio.create_task(held.run())
     await asyncio.sleep(3600)
     running.cancel()
@@ -174,7 +174,7 @@ async def test_at_half_of_its_life_a_certificate_is_renewed_and_handed_on(server
 
 async def test_a_certificate_that_nobody_renews_is_warned_of(server: Server, directory: StateDirectory) -> None:
     held, _ = identity(server, directory, certificate(directory.node_key(), age=timedelta(days=6)))
-    server.answers[RENEW] = [httpx.ConnectError("nobody there")]
+    server.answers[RENEW] = [httpx2.ConnectError("nobody there")]
     running = asyncio.create_task(held.run())
     await asyncio.sleep(3600)
     running.cancel()

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, NodeIdentity
@@ -54,13 +54,13 @@ async def served(run_dir: Path) -> AsyncIterator[dict[str, int]]:
 
 
 @pytest.fixture
-async def http(run_dir: Path) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.AsyncHTTPTransport(uds=str(run_dir / "peers.sock"))
-    async with httpx.AsyncClient(transport=transport, base_url="http://peers.isthmus") as http:
+async def http(run_dir: Path) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.AsyncHTTPTransport(uds=str(run_dir / "peers.sock"))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://peers.isthmus") as http:
         yield http
 
 
-async def test_a_peer_sees_the_exports_that_it_may_use_and_no_others(served: dict[str, int], http: httpx.AsyncClient) -> None:
+async def test_a_peer_sees_the_exports_that_it_may_use_and_no_others(served: dict[str, int], http: httpx2.AsyncClient) -> None:
     for _ in range(2):
         answer = await http.get(PEER_DOCUMENT_PATH, headers={"x-isthmus-peer": THERE})
         document = PeerDocument.model_validate_json(answer.content)
@@ -78,7 +78,7 @@ async def test_a_peer_sees_the_exports_that_it_may_use_and_no_others(served: dic
     ],
 )
 async def test_a_regional_edge_sees_what_is_advertised_there(
-    served: dict[str, int], http: httpx.AsyncClient, uri: str, pools: list[str]
+    served: dict[str, int], http: httpx2.AsyncClient, uri: str, pools: list[str]
 ) -> None:
     answer = await http.get(PEER_DOCUMENT_PATH, headers={"x-isthmus-peer": uri})
     assert [export.pool for export in PeerDocument.model_validate_json(answer.content).exports] == pools
@@ -89,7 +89,7 @@ def test_who_asks_is_read_from_the_certificate() -> None:
     assert Asker.of("there") == ("", "")
 
 
-async def test_nobody_in_particular_sees_nothing(served: dict[str, int], http: httpx.AsyncClient) -> None:
+async def test_nobody_in_particular_sees_nothing(served: dict[str, int], http: httpx2.AsyncClient) -> None:
     assert (await http.get(PEER_DOCUMENT_PATH)).status_code == 404
     assert (await http.get("/", headers={"x-isthmus-peer": THERE})).status_code == 404
     assert (await http.get(PEER_HEALTH_PATH)).status_code == 200
@@ -97,6 +97,6 @@ async def test_nobody_in_particular_sees_nothing(served: dict[str, int], http: h
     assert PeerDocument.model_validate_json(answer.content).exports == ()
 
 
-async def test_a_body_is_read_past(served: dict[str, int], http: httpx.AsyncClient) -> None:
+async def test_a_body_is_read_past(served: dict[str, int], http: httpx2.AsyncClient) -> None:
     assert (await http.post(PEER_HEALTH_PATH, content=b"x" * 200_000)).status_code == 200
     assert (await http.get(PEER_HEALTH_PATH)).status_code == 200

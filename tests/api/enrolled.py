@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
+import httpx2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -90,7 +91,7 @@ class Node:
 @asynccontextmanager
 async def node(app: FastAPI, token: str, site: str, name: str = "node-1") -> AsyncIterator[Node]:
     """Not enrolled yet."""
-    control = ControlPlane(["https://controlplane.test"], transport=httpx.ASGITransport(app))
+    control = ControlPlane(["https://controlplane.test"], transport=httpx2.ASGITransport(app))
     try:
         yield Node(site, name, control, token)
     finally:
