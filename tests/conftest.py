@@ -4,8 +4,21 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.golden_files import Golden
+
+
+class TwoStreams(LoadScopeScheduling):  # type: ignore[misc]  # without types
+    """With `-n 2` one worker runs what is end to end, which mostly waits, and the other one all else. Two fabrics at once would be too much."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "end to end" if nodeid.startswith("tests/e2e/") else "all else"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoStreams:
+    return TwoStreams(config, log)
 
 
 def pytest_configure() -> None:
