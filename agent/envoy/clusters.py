@@ -27,6 +27,7 @@ from agent.envoy.messages import (
     number,
     packed,
     socket_address,
+    struct,
     unlimited,
 )
 from agent.envoy.pools import CACHE, PoolView
@@ -37,6 +38,7 @@ HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 STREAM_WINDOW = 8 * MIB
 """Per stream between sites: a smaller one caps a stream at window / round-trip time."""
 CONNECTION_WINDOW = 64 * MIB
+_RENEWED_MS = 60_000
 _LB_POLICIES = {"LB_OVERRIDE": "RING_HASH"}
 """Of the load balancer's hash policy; requests without one are spread at random."""
 
@@ -200,14 +202,16 @@ def _origin_endpoint(pool: OriginPool, origin: Origin, endpoint: Endpoint, site_
 @lru_cache(CACHE)
 def remote_http(view: PoolView) -> tuple[Resource, Resource]:
     """Cluster and endpoints of the other sites that serve an HTTP pool: HTTP/2 inside one CONNECT stream per worker and site."""
-    return _remote_http_cluster(view.item), _remote_http_endpoints(view.item, view.remote or (), view.spare)
+    return _remote_http_cluster(view.item, view.scope), _remote_http_endpoints(view)
 
 
 @lru_cache(CACHE)
-def _remote_http_cluster(item: Item) -> Resource:
+def _remote_http_cluster(item: Item, scope: Scope) -> Resource:
+    """A stream stays on the path that it was opened on. So that none is used forever, each is replaced now and then where there are several."""
     pool = body(item, OriginPool)
+    renewed = {"max_connection_duration": milliseconds(_RENEWED_MS)} if scope.edge_anchor_pem else {}
     options = HttpProtocolOptions(
-        common_http_protocol_options={"idle_timeout": milliseconds(pool.http_idle_timeout)},
+        common_http_protocol_options={"idle_timeout": milliseconds(pool.http_idle_timeout), **renewed},
         explicit_http_config={"http2_protocol_options": http2()},
     )
     cluster = Cluster(
@@ -223,19 +227,29 @@ def _remote_http_cluster(item: Item) -> Resource:
     return resource(cluster, [item.id])
 
 
-def _remote_http_endpoints(item: Item, remote: tuple[tuple[str, int], ...], spare: tuple[tuple[str, int], ...]) -> Resource:
-    name = names.remote(item.id.key)
-    authority = names.export_authority("http", item.id.key)
-    endpoints = [_site_locality(site, weight, authority) for site, weight in remote]
-    endpoints += [{**_site_locality(site, weight, authority), "priority": min(1, len(remote))} for site, weight in spare]
-    return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [item.id])
+def _remote_http_endpoints(view: PoolView) -> Resource:
+    name = names.remote(view.key)
+    authority = names.export_authority("http", view.key)
+    via, remote = dict(view.via), view.remote or ()
+    endpoints = [_site_locality(site, weight, authority, via.get(site)) for site, weight in remote]
+    endpoints += [
+        {**_site_locality(site, weight, authority, via.get(site)), "priority": min(1, len(remote))} for site, weight in view.spare
+    ]
+    return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [view.item.id])
 
 
-def _site_locality(site: str, weight: int, authority: str) -> Fields:
-    """One site as an endpoint: the tunnel's internal listener, told which cluster and export to open."""
+def _site_locality(site: str, weight: int, authority: str, via: str | None) -> Fields:
+    """One site as an endpoint: the tunnel's internal listener, told which cluster and export to open.
+
+    When the path in use changes, so does the endpoint's address: new requests open a stream on the new path, and the old stream ends with
+    the requests that are in it. Hashes of requests still fall on the same site.
+    """
+    metadata = about({"site": site, "cluster": names.site(site), "authority": authority})
+    if via is not None:
+        metadata["filter_metadata"]["envoy.lb"] = struct({"hash_key": f"envoy://{names.TUNNEL}/{site}"})
     endpoint = {
-        "endpoint": {"address": internal_address(names.TUNNEL, site)},
-        "metadata": about({"site": site, "cluster": names.site(site), "authority": authority}),
+        "endpoint": {"address": internal_address(names.TUNNEL, site if via is None else f"{site}/{via}")},
+        "metadata": metadata,
         "load_balancing_weight": number(weight),
     }
     return {"locality": {"zone": site}, "lb_endpoints": [endpoint]}

@@ -1,8 +1,9 @@
 """How a pool's origins are reached from this site: which are dialled here, which through other sites, with what weight."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 from agent.envoy import names
 from agent.envoy.inputs import Endpoint, Item, LocalState, OriginId, Scope, body
@@ -26,6 +27,8 @@ class PoolView:
     """Sites to use, with their healthy endpoints, sorted; None when no other site serves the pool."""
     spare: tuple[tuple[str, int], ...] = ()
     """Likewise those that drain or are lost: used when nothing else serves."""
+    via: frozenset[tuple[str, str]] = frozenset()
+    """Sites that are reached by another path than the preferred one, and which."""
 
     @property
     def key(self) -> str:
@@ -93,20 +96,25 @@ def view(
     dialable: frozenset[str],
     draining: frozenset[str] = frozenset(),
     lost: frozenset[str] = frozenset(),
+    via: Mapping[str, str] = MappingProxyType({}),
 ) -> PoolView:
-    """`dialable`: ids of the sites that there are paths to; `draining` those of them that should not serve, `lost` those that are silent."""
+    """`dialable`: ids of the sites that there are paths to; `draining` those of them that should not serve, `lost` those that are silent.
+
+    `via`: the path in use to those where it is not the preferred one.
+    """
     here, elsewhere = _origins(item, scope.site_id)
     reachable = [site for site in elsewhere if site in dialable]
     endpoints = tuple([local.endpoints.get(origin, ()) for origin in here]) if here else None
     usable = tuple(_usable(item.id.key, reachable, local)) if reachable else None
+    around = frozenset([(site, via[site]) for site in reachable if site in via]) if via else frozenset()
     if usable is None or not (draining or lost):
-        return _view(item, scope, endpoints, usable)
+        return _view(item, scope, endpoints, usable, (), around)
     fate = body(item, OriginPool).lost_sites
     evicted = lost if fate == "evict" else frozenset()
     spared = draining | lost if fate == "deprioritise" else draining
     usable = tuple([found for found in usable if found[0] not in evicted])
     spare = tuple([found for found in usable if found[0] in spared])
-    return _view(item, scope, endpoints, tuple([found for found in usable if found[0] not in spared]), spare)
+    return _view(item, scope, endpoints, tuple([found for found in usable if found[0] not in spared]), spare, around)
 
 
 _view = lru_cache(CACHE)(PoolView)

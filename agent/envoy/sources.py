@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from agent.envoy.inputs import AgentSnapshot, Item, LocalState, Scope, body
-from agent.envoy.paths import paths
+from agent.envoy.paths import Path, paths
 from agent.envoy.pools import PoolView, bucket, dials, view
 from agent.envoy.problems import Unrenderable
 from agent.protocol.items import ItemKind, Peer
@@ -25,10 +25,11 @@ class Sources:
         dialable = frozenset([item.id.key for item, _ in self.reached])
         draining = frozenset([item.id.key for item, _ in self.reached if body(item, Peer).draining])
         lost = frozenset([item.id.key for item, _ in self.reached if body(item, Peer).lost])
+        via = {item.id.key: path for item, ways in self.reached if (path := _around(ways)) is not None}
         pools = snapshot.by_kind[ItemKind.ORIGIN_POOL]
         if scope.regional:
             pools = tuple([item for item in pools if not dials(item, scope.site_id)])
-        self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable, draining, lost) for item in pools}
+        self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable, draining, lost, via) for item in pools}
         self.policies = snapshot.by_key[ItemKind.POLICY]
 
     def policies_of(self, keys: tuple[str, ...]) -> tuple[Item, ...]:
@@ -50,3 +51,9 @@ class Sources:
         found = sum(map(len, pool.local or ()))
         itself = self.local.peers.get(self.scope.site_id)
         return bucket(found if itself is None else min(found, itself.exports.get(pool.key, found)))
+
+
+def _around(paths: tuple[Path, ...]) -> str | None:
+    """The path in use, if it is not the preferred one."""
+    used = next((path for path in paths if path.usable), paths[0])
+    return None if used is paths[0] else used.way.path

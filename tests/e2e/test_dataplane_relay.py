@@ -16,6 +16,8 @@ from tests.e2e.test_dataplane_tcp import named
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+PAYLOAD = bytes(300_000)
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[Relayed]:
@@ -31,11 +33,16 @@ async def test_every_worker_of_an_edge_can_have_a_tunnel_and_one_is_left(world: 
             assert await world.tunnels(site, edge) >= edge.gateway.workers + 1
 
 
-@pytest.mark.parametrize("path", ["direct", "e", "f"])
-async def test_requests_go_by_each_path(world: Relayed, path: str) -> None:
+@pytest.mark.parametrize("path", ["e", "f", "direct"])
+async def test_requests_move_to_the_path_that_is_to_be_used_and_none_is_lost(world: Relayed, path: str) -> None:
+    happened = asyncio.Event()
+    running = asyncio.create_task(_steadily(world, happened, 10))
     await world.paths(**{other: other == path for other in ("direct", "e", "f")})
-    replies = [await world.call() for _ in range(10)]
-    assert {reply.headers["x-pod"] for reply in replies} == {"b1"}
+    happened.set()
+    assert set(await running) == {"served"}
+    recorded = {site.name: tap.record() for site, tap in world.taps.items()}
+    assert (await world.call(method="POST", content=PAYLOAD)).status_code == 200
+    assert {name for name, seen in recorded.items() if len(seen) > len(PAYLOAD)} == {"b" if path == "direct" else path}
     await world.paths()
 
 
