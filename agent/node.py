@@ -108,7 +108,7 @@ class Node:
         self._scrape = Scrape(self._proxy, self._nudge, self._metrics.add)
         self._xds = XdsServer(run_dir / "xds.sock", self._nudge)
         self._intake = Intake(self._control, restored(saved), self._wanted_changed)
-        self._probes = Probes(run_dir / "probe.sock", self._nudge, saved.dials)
+        self._probes = Probes(run_dir / "probe.sock", self._nudge, saved.dials, saved.paths)
         self._edges = Probes(run_dir / "probe.sock", lambda: None)
         self._origins = SiteOrigins(node.site_id, self.cluster, lambda: self._intake.current.secrets, self._nudge)
         self._reconciler = Reconciler(

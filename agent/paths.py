@@ -111,7 +111,7 @@ class Choice:
 
     in_use: str | None
     usable: Mapping[str, bool]
-    """A path that is missing was not judged yet, and may be tried."""
+    """A path that is missing was not judged yet, and may be tried; `reverse` is never missing."""
     reasons: Mapping[str, str]
 
 
@@ -134,7 +134,7 @@ def choose(route: Route, paths: Mapping[str, Path], now: Instant) -> Choice:
     usable = {
         name: not path.rests and not (spare and name in route.draining)
         for name, path in known.items()
-        if path.state != "UNKNOWN" or path.rests or (spare and name in route.draining)
+        if path.state != "UNKNOWN" or path.rests or name == REVERSE or (spare and name in route.draining)
     }
     return Choice(in_use, usable, dict(_reasons(route, known, in_use, now)))
 

@@ -26,6 +26,7 @@ _CALLER_EVERY_S = 5.0
 _SOON_S = 0.2
 """After a first failure, and after news from one of a peer's nodes."""
 _PROBE_TIMEOUT_S = 1.5
+_AWAITED_S = 10.0
 _NODE_FORGOTTEN_S = 15.0
 """After which a node of a peer that was not heard of counts no more."""
 _ERROR_LENGTH = 200
@@ -57,6 +58,9 @@ class _Peer:
     site: str
     watch: Watch
     dialling: Dialling
+    remembered: Mapping[str, bool] = field(default_factory=dict)
+    """Paths that an earlier agent used, or not."""
+    began: float = field(default_factory=time.monotonic)
     paths: dict[str, Path] = field(default_factory=dict)
     tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
     documents: dict[str, tuple[PeerDocument, float]] = field(default_factory=dict)
@@ -72,12 +76,14 @@ class _Peer:
         self.has_news()
 
     def follow(self, watch: Watch) -> None:
-        wall = time.time()
         self.watch = watch
-        known, self.paths = self.paths, {}
-        for name in watch.route.paths:
-            self.paths[name] = known.get(name) or (unproven(wall) if name == REVERSE else Path(wall))
+        self.paths = {name: self.paths.get(name) or self._new(name) for name in watch.route.paths}
         self.judge(_now())
+
+    def _new(self, name: str) -> Path:
+        """As an earlier agent found it; otherwise it is tried, but for a way that the peer has no reason to open."""
+        tried = self.remembered.get(name, name != REVERSE or DIRECT not in self.watch.route.paths)
+        return Path(time.time()) if tried else unproven(time.time())
 
     def judge(self, now: Instant) -> None:
         self.paths = settled(self.watch.route, self.paths, now)
@@ -120,6 +126,23 @@ class _Peer:
         return self.watch.draining or (bool(said) and all(said))
 
     @property
+    def has_said(self) -> bool:
+        """Whether the peer reaches this site."""
+        return any(document.reaches_you is not None for document, _ in self.documents.values())
+
+    @property
+    def awaited(self) -> bool:
+        """Whether there is no way yet, and one may well come soon: the peer may just have heard that it is to dial."""
+        young = time.monotonic() - self.began < _AWAITED_S
+        return (
+            young
+            and self.watch.called
+            and bool(self.paths)
+            and not any(path.leads for path in self.paths.values())
+            and DIRECT not in self.paths
+        )
+
+    @property
     def needs_reverse(self) -> bool:
         """Whether the peer has a reason to dial, or still does."""
         direct = self.paths.get(DIRECT)
@@ -128,7 +151,7 @@ class _Peer:
     def pause_s(self, name: str, failed_first: bool) -> float:
         if failed_first or self.news:
             return _SOON_S
-        if not self.watch.called:
+        if not self.watch.called and self.has_said:
             return _CALLER_EVERY_S
         stands_by = self.paths[name].leads and name != self.choice.in_use
         return PROBE_EVERY_S * (2 if stands_by else 1)
@@ -137,11 +160,18 @@ class _Peer:
 class Probes:
     """Asks every watched peer; `changed` is called when what is known is different.
 
-    `dials` starts with what an earlier agent kept, as far as these peers are watched.
+    `dials` and `paths` are what an earlier agent left in `dials` and the views, and hold until this one knows better.
     """
 
-    def __init__(self, socket: FilePath, changed: Callable[[], None], dials: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        socket: FilePath,
+        changed: Callable[[], None],
+        dials: Iterable[str] = (),
+        paths: Mapping[str, Mapping[str, bool]] | None = None,
+    ) -> None:
         self._changed = changed
+        self._remembered = dict(paths or {})
         self._peers: dict[str, _Peer] = {}
         self._dials = frozenset(dials)
         transport = httpx2.AsyncHTTPTransport(uds=str(socket), verify=False)
@@ -154,7 +184,7 @@ class Probes:
                 task.cancel()
         for site, watch in peers.items():
             if site not in self._peers:
-                self._peers[site] = _Peer(site, watch, Dialling(site in self._dials))
+                self._peers[site] = _Peer(site, watch, Dialling(site in self._dials), self._remembered.pop(site, {}))
             elif self._peers[site].watch != watch:
                 self._peers[site].follow(watch)
             self._follow_paths(self._peers[site])
@@ -169,6 +199,10 @@ class Probes:
     @property
     def views(self) -> Mapping[str, PeerView]:
         return {site: peer.view for site, peer in sorted(self._peers.items())}
+
+    @property
+    def settled(self) -> bool:
+        return not any(peer.awaited for peer in self._peers.values())
 
     @property
     def draining(self) -> frozenset[str]:

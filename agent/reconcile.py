@@ -21,7 +21,7 @@ from agent.envoy.resources import Problem, Resource, Resources
 from agent.errors import AgentError, ProxyFailed
 from agent.intake import Wanted, readable
 from agent.isolate import Accepted, Trial, accept
-from agent.paths import Watch, relieved, watches
+from agent.paths import REVERSE, Watch, relieved, watches
 from agent.protocol.items import ItemKind
 from agent.protocol.manifest import Entry
 from agent.protocol.report import Rejection
@@ -69,6 +69,10 @@ class Peers(Protocol):
     def watch(self, peers: Mapping[str, Watch]) -> None: ...
     @property
     def views(self) -> Mapping[str, PeerView]: ...
+    @property
+    def settled(self) -> bool:
+        """Whether there are ways to all of them, as far as they come soon."""
+
     @property
     def draining(self) -> frozenset[str]: ...
     @property
@@ -151,7 +155,7 @@ class Reconciler:
         target = self._target(wanted)
         self.origins.follow(target)
         self.peers.watch(watches(target))
-        known = self.origins.settled
+        known = self.origins.settled and self.peers.settled
         accepted = await accept(self.good, target, self._attempt)
         self._take(accepted, wanted)
         if not known or await self.proxy.warming():
@@ -281,6 +285,11 @@ class Reconciler:
                 for it in found
             ),
             dials=tuple(sorted(self.peers.dials)),
+            paths={
+                site: dict(view.paths)
+                for site, view in self.peers.views.items()
+                if set(view.paths.values()) - {True} or REVERSE in view.paths
+            },
         )
 
 

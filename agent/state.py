@@ -64,6 +64,8 @@ class Saved(Message):
     endpoints: tuple[SavedEndpoint, ...] = ()
     dials: tuple[str, ...] = ()
     """Peers to which this node keeps tunnels for their calls."""
+    paths: dict[str, dict[str, bool]] = {}
+    """By site and path: whether it was used; those to which nothing is missing are left out."""
 
 
 class StateDirectory:

@@ -157,7 +157,7 @@ def test_when_all_are_down_nothing_is_in_use() -> None:
     assert not any(choice.usable.values())
 
 
-ANSWERS = st.lists(st.fixed_dictionaries({name: st.booleans() for name in ROUTE.paths}), max_size=300)
+ANSWERS = st.lists(st.fixed_dictionaries({name: st.booleans() for name in ROUTE.paths}), max_size=120)
 FLAPS = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), max_size=12)
 
 

@@ -155,6 +155,32 @@ async def test_a_restarted_agent_keeps_dialling_until_it_knows_better(far: Far, 
     await probes.close()
 
 
+async def test_a_restarted_agent_uses_the_paths_that_were_used(far: Far, run_dir: Path) -> None:
+    far.paths = {}
+    left = {"there": {DIRECT: False, REVERSE: True, "e1": True}}
+    probes = Probes(run_dir / "probe.sock", lambda: None, paths=left)
+    probes.watch({"there": WATCH})
+    assert probes.views["there"].paths == {DIRECT: False, REVERSE: True}
+    far.paths = {DIRECT: [document()], REVERSE: [document()]}
+    await until(lambda: in_use(probes) == [DIRECT])
+    await probes.close()
+
+
+async def test_a_peer_that_is_to_dial_is_awaited_for_a_while(far: Far, probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+    far.paths = {REVERSE: 503}
+    probes.watch({"there": Watch(Route((REVERSE,)))})
+    assert probes.views["there"].paths == {REVERSE: True}
+    assert not probes.settled
+    await until(lambda: probes.views["there"].paths == {REVERSE: False})
+    assert not probes.settled
+    far.paths = {REVERSE: [document()]}
+    await until(lambda: probes.settled)
+    far.paths = {REVERSE: 503}
+    await until(lambda: not probes.settled)
+    monkeypatch.setattr("agent.probes._AWAITED_S", 0.0)
+    assert probes.settled
+
+
 async def test_nodes_of_a_peer_that_differ_do_not_make_its_exports_flap(far: Far, probes: Probes, changes: list[int]) -> None:
     far.paths[DIRECT] = [document("n1", healthy=4), document("n2", healthy=0), document("n3", healthy=2)]
     probes.watch({"there": replace(WATCH, route=Route((DIRECT,)))})

@@ -69,6 +69,7 @@ class FakePeers:
     views: Mapping[str, PeerView] = field(default_factory=dict)
     draining: frozenset[str] = frozenset()
     dials: frozenset[str] = frozenset()
+    settled: bool = True
     watched: Mapping[str, Watch] = field(default_factory=dict)
 
     def watch(self, peers: Mapping[str, Watch]) -> None:
@@ -309,6 +310,15 @@ async def test_the_peers_that_a_node_dials_are_rendered_and_saved(node: Node, mo
         await asyncio.sleep(1)
     assert rendered[-1].dials == {"there"}
     assert node.reconciler.to_save().dials == ("there",)
+
+
+async def test_the_paths_that_are_not_used_are_saved(node: Node) -> None:
+    node.peers.views = {
+        "there": PeerView(True, {}, {DIRECT: False, "e1": True}),
+        "elsewhere": PeerView(True, {}, {DIRECT: True}),
+        "nowhere": PeerView(True, {}, {REVERSE: True}),
+    }
+    assert node.reconciler.to_save().paths == {"there": {DIRECT: False, "e1": True}, "nowhere": {REVERSE: True}}
 
 
 async def test_what_no_item_made_is_the_nodes_fault_and_holds_back_no_item(node: Node) -> None:
