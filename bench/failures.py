@@ -122,6 +122,65 @@ async def flapping(scene: Scene) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+# Regional edges
+
+
+@asynccontextmanager
+async def edge_killed(scene: Scene) -> AsyncIterator[None]:
+    edge = await scene.edge_in_use()
+    await faults.kill(edge.nodes)
+    yield
+    await edge.agent.start()
+
+
+@asynccontextmanager
+async def edge_frozen(scene: Scene) -> AsyncIterator[None]:
+    edge = await scene.edge_in_use()
+    with faults.frozen(faults.programs(edge.nodes)):
+        yield
+
+
+@asynccontextmanager
+async def edge_powered_off(scene: Scene) -> AsyncIterator[None]:
+    edge = await scene.edge_in_use()
+    with faults.unplugged(scene.fabric.network, edge.nodes):
+        yield
+
+
+@asynccontextmanager
+async def edge_drained(scene: Scene) -> AsyncIterator[None]:
+    edge = await scene.edge_in_use()
+    await scene.fabric.api.replace("site", edge.name, {"site_type": "REGIONAL_EDGE", "drain": True})
+    yield
+    await scene.fabric.api.replace("site", edge.name, {"site_type": "REGIONAL_EDGE"})
+
+
+@asynccontextmanager
+async def both_edges_gone(scene: Scene) -> AsyncIterator[None]:
+    nodes = [node for edge in scene.fabric.edges.values() for node in edge.nodes]
+    await faults.kill(nodes)
+    yield
+    await asyncio.gather(*(node.agent.start() for node in nodes))
+
+
+@asynccontextmanager
+async def poisoned_edge(scene: Scene) -> AsyncIterator[None]:
+    """A public load balancer on a port that something else has taken on the edge, which others share."""
+    api, edge = scene.fabric.api, await scene.edge_in_use()
+    where = [{"site": {"network": "SITE_NETWORK_OUTSIDE", "site": {"namespace": "system", "name": edge.name}}, "use_default_port": {}}]
+    with edge.place.listen(edge.place.underlay, 9099):
+        spec = {**http_loadbalancer("poison.example", ["apart"], [], 9099), "advertise_custom": {"advertise_where": where}}
+        await api.create("http_loadbalancer", "poison", spec)
+
+        async def is_named() -> bool:
+            status = await api.status("http_loadbalancer", "poison")
+            return any(site["state"] == "Rejected" and "9099" in str(site) for site in status["sites"])
+
+        await until(is_named, "the poisoned object to be named", within_s=30)
+        yield
+    await api.delete("http_loadbalancer", "poison")
+
+
 # Sites
 
 
@@ -338,6 +397,23 @@ ROWS = (
     Row("link to one cluster cut by reset, another serves too", "mesh", "both", partial(link_to_b, how=faults.reset), TUNNEL),
     Row("link to one cluster drops everything, another serves too", "mesh", "both", partial(link_to_b, how=faults.silent), TUNNEL),
     Row("link to one cluster drops one direction, another serves too", "mesh", "both", partial(link_to_b, how=faults.dropped), TUNNEL),
+    *(
+        Row(f"direct tunnel {what}, edges left", "edges", "only", partial(link_to_b, how=how), TUNNEL, settles_s=20)
+        for what, how in (
+            ("cut by reset", faults.reset),
+            ("drops everything", faults.silent),
+            ("drops one direction", faults.dropped),
+            ("cannot be dialled", faults.undiallable),
+        )
+    ),
+    Row("direct tunnel flaps every two seconds, edges left", "edges", "only", flapping, TUNNEL, 60, 30, settles_s=20),
+    Row("edge killed, another left", "edges", "apart", edge_killed, TUNNEL, settles_s=10),
+    Row("edge frozen, another left", "edges", "apart", edge_frozen, TUNNEL, settles_s=10),
+    Row("edge powered off, another left", "edges", "apart", edge_powered_off, TUNNEL, settles_s=10),
+    Row("edge drained, another left", "edges", "apart", edge_drained, NOTHING, settles_s=10),
+    Row("both edges gone, direct tunnel left", "edges", "only", both_edges_gone, NOTHING, settles_s=20),
+    Row("both edges gone, nothing left; back after", "edges", "apart", both_edges_gone, Aim(), settles_s=20),
+    Row("an object that Envoy rejects, on a shared edge", "edges", "apart", poisoned_edge, NOTHING),
     Row("agents killed", "mesh", "only", _now(kill_agents, start_agents), NOTHING),
     Row("Envoy of the caller killed", "mesh", "only", _now(kill_envoy_of_a), CLUSTER),
     Row("caller's node restarted without a control plane", "mesh", "only", node_restarts_alone, Aim(recovered_s=10)),

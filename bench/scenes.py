@@ -1,14 +1,16 @@
 """Fabrics in which things fail, with the load that crosses them."""
 
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from bench.load import Load
-from lab.fabric import Fabric
-from lab.site import Node, Site
+from lab.api import NAMESPACE
+from lab.fabric import MESH, Fabric
+from lab.site import Edge, Node, Site
 from lab.specs import http_loadbalancer, k8s_pool, tcp_loadbalancer
+from lab.wait import until
 
 ECHO = (sys.executable, "-m", "lab.echo")
 ALIVE = {
@@ -20,15 +22,17 @@ ALIVE = {
 }
 CONNECTS = {"tcp_health_check": {}, "interval": 1, "timeout": 1, "healthy_threshold": 1, "unhealthy_threshold": 2}
 HTTP_PORT = 8080
-TCP_PORTS = {"only": 9000, "both": 9001}
+TCP_PORTS = {"only": 9000, "both": 9001, "apart": 9002}
 SERVED_BY = {"only": ("b",), "both": ("b", "c")}
+APART = {"only": ("b",), "apart": ("c",)}
+"""Where c is in no mesh with a: only regional edges lead there."""
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Scene:
-    """Site `a` calls `only`, which b serves, and `both`, which b and c serve."""
+    """Site `a` calls `only`, which b serves, and `both`, which b and c serve; with regional edges, `apart`, which c serves."""
 
     fabric: Fabric
     say: Say
@@ -52,6 +56,20 @@ class Scene:
     @property
     def callers(self) -> tuple[Node, ...]:
         return self.a.nodes
+
+    async def path(self, to: str) -> str:
+        """How a reaches a site now, as the control plane tells it: `direct`, `reverse`, or the name of an edge."""
+        answer = await self.fabric.api.request("GET", f"/api/data/namespaces/system/topology/path?from=a&to={to}")
+        return str(answer["path"])
+
+    async def edge_in_use(self) -> Edge:
+        """By which a reaches c."""
+
+        async def known() -> str:
+            found = await self.path("c")
+            return found if found in self.fabric.edges else ""
+
+        return self.fabric.edge(await until(known, "a to reach c by an edge", within_s=60))
 
     def load(self, service: str) -> Load:
         return Load(self.callers, f"{service}.test", HTTP_PORT, TCP_PORTS[service])
@@ -78,11 +96,22 @@ async def databases(say: Say) -> AsyncIterator[Scene]:
         yield await _furnished(Scene(fabric, say))
 
 
-async def _furnished(scene: Scene) -> Scene:
+@asynccontextmanager
+async def edges(say: Say) -> AsyncIterator[Scene]:
+    """Sites a and b are in a mesh, with two regional edges as their backup; c is reached through these alone."""
+    async with Fabric(("a", "b", "c"), edges=("e1", "e2"), mesh=False, progress=say) as fabric:
+        members = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["ves.io/siteName in (a, b)"]}}
+        await fabric.api.create("namespace", NAMESPACE, {})
+        await fabric.api.create("virtual_site", "all", members, namespace="shared")
+        await fabric.api.create("site_mesh_group", "all", {**MESH, "enable_re_fallback": {}})
+        yield await _furnished(Scene(fabric, say), APART)
+
+
+async def _furnished(scene: Scene, served_by: Mapping[str, Sequence[str]] = SERVED_BY) -> Scene:
     api = scene.fabric.api
     await api.create("healthcheck", "alive", ALIVE)
     await api.create("healthcheck", "connects", CONNECTS)
-    for name, sites in SERVED_BY.items():
+    for name, sites in served_by.items():
         for site in sites:
             await scene.fabric.site(site).cluster.deploy(name, ECHO)
             await scene.fabric.site(site).cluster.deploy(f"{name}-bytes", [*ECHO, "--tcp"], port=9000)
@@ -95,4 +124,4 @@ async def _furnished(scene: Scene) -> Scene:
     return scene
 
 
-SCENES = {"mesh": mesh, "nodes": nodes, "databases": databases}
+SCENES = {"mesh": mesh, "edges": edges, "nodes": nodes, "databases": databases}
