@@ -34,6 +34,7 @@ from controlplane.loops import heartbeats as heartbeat_loop
 from controlplane.loops import homes, notifications, retention, stopping
 from controlplane.loops import leases as lease_loop
 from controlplane.loops.retention import Keep
+from controlplane.services.admission import Gate, Proofs
 from controlplane.services.agents import Agents
 from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery
@@ -95,6 +96,8 @@ def open_services(settings: Settings, database: Database, fabric: Fabric, compil
         agents=Agents(database, delivery),
         heartbeats=heartbeats,
         observer=Observer(database, delivery, heartbeats, leases, clock),
+        gate=Gate(),
+        proofs=Proofs(database),
         limits=Limits(limits.parse(settings.rate_limit), limits.parse(settings.failure_rate_limit)),
     )
 

@@ -20,7 +20,7 @@ from agent.protocol.manifest import (
 )
 from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH, Heartbeat, HeartbeatAnswer, Report
 from controlplane.api.body import parse
-from controlplane.api.deps import AgentRequest, AgentSession, CurrentAgent, CurrentServices, Now, Services
+from controlplane.api.deps import AgentSession, CurrentAgent, CurrentServices, Now
 from controlplane.api.requests import message
 from controlplane.errors import Forbidden
 from controlplane.services import enrolment, reports, secrets
@@ -44,7 +44,7 @@ async def manifest(
 ) -> Response:
     """What the site should have: at once without `hash`, else as soon as it is another one, or after `wait` seconds."""
     agent = request.agent
-    await _spend(services, request)
+    await services.proofs.spend(agent)
     wait_s = 0.0 if services.stopping.is_set() else wait
     return _answer(await services.delivery.manifest(agent.tenant_id, agent.site_id, agent.node.id, known, wait_s))
 
@@ -53,7 +53,7 @@ async def manifest(
 async def items(request: CurrentAgent, services: CurrentServices) -> Response:
     """Bodies of items, as many as fit in one answer."""
     asked = _read(ItemsRequest, request.body)
-    await _spend(services, request)
+    await services.proofs.spend(request.agent)
     found = await services.delivery.items(request.agent.tenant_id, request.agent.site_id, asked.hashes)
     return _answer(ItemsAnswer.model_construct(items=found))
 
@@ -92,12 +92,6 @@ async def renew(request: CurrentAgent, services: CurrentServices, session: Agent
     """The next certificate."""
     desk = Desk(services.fabric, services.entrance, request.agent.tenant_id)
     return await enrolment.renew(session, desk, request.agent, _read(RenewRequest, request.body).csr_pem, now)
-
-
-async def _spend(services: Services, request: AgentRequest) -> None:
-    """For calls that only read: the transaction does not last as long as they wait."""
-    async with services.database.sessions(request.agent.tenant_id) as session:
-        await spend(session, request.agent)
 
 
 def _answer(message: Message) -> Response:

@@ -6,6 +6,7 @@ All are asynchronous, even where they wait for nothing: FastAPI runs others in t
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated
@@ -16,12 +17,13 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from agent.protocol.report import REPORT_PATH
+from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH
 from controlplane.api.body import inflate, read_bytes
 from controlplane.auth import Caller, proof_in, token_in, verify_body
 from controlplane.errors import Forbidden, NotFound, TooManyRequests, Unauthenticated
 from controlplane.resources.base import Key
 from controlplane.services import credentials
+from controlplane.services.admission import Gate, Proofs
 from controlplane.services.agents import Agent, Agents, Call
 from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery
@@ -67,6 +69,8 @@ class Services:
     heartbeats: Heartbeats
     observer: Observer
     limits: Limits
+    gate: Gate
+    proofs: Proofs
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the replica stops: what waits answers at once."""
 
@@ -147,13 +151,14 @@ class AgentRequest:
 
 
 async def _agent(request: Request, services: CurrentServices, now: Now) -> AgentRequest:
-    """The body is not even read before the proof is known to come from a node."""
+    """The body is not even read before the proof is known to come from a node. Signs of life never wait in line."""
     query = request.scope["query_string"].decode("latin-1")
     target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
     largest = LARGEST_REPORT if request.url.path == REPORT_PATH else LARGEST_OF_AGENTS
     try:
         call = Call(proof_in(request.headers.get("authorization")), request.method, target)
-        agent = await services.agents.recognise(call, now)
+        async with services.gate.place() if request.url.path != HEARTBEAT_PATH else nullcontext():
+            agent = await services.agents.recognise(call, now)
         sent = await read_bytes(request, largest)
         verify_body(agent.proof, sent)
     except Unauthenticated:
@@ -166,7 +171,7 @@ CurrentAgent = Annotated[AgentRequest, Depends(_agent)]
 
 
 async def _agent_session(services: CurrentServices, request: CurrentAgent) -> AsyncIterator[AsyncSession]:
-    async with services.database.sessions(request.agent.tenant_id) as session:
+    async with services.gate.place(), services.database.sessions(request.agent.tenant_id) as session:
         yield session
 
 

@@ -91,6 +91,8 @@ class Agents:
         return Agent(cache, node, proof)
 
     async def _cache(self, node_id: UUID) -> TenantCache:
+        if node_id not in self._tenants and (known := self._delivery.tenant_of(node_id)):
+            self._tenants[node_id] = known
         if node_id not in self._tenants:
             async with self._database.definer() as connection:
                 found = await connection.execute(text("SELECT tenant_id FROM node_by_id(:id)"), {"id": node_id})
@@ -107,8 +109,17 @@ class Agents:
 
 async def spend(session: AsyncSession, agent: Agent) -> None:
     """Refuse a proof that was used before, and a node that was revoked a moment ago; part of the transaction that does what it asks for."""
-    expires_at = datetime.fromtimestamp(agent.proof.iat + 2 * PROOF_LIFE_S, UTC)
-    match await store.spend(session, agent.tenant_id, agent.node.id, agent.proof.jti, expires_at):
+    judge(agent, await store.spend(session, agent.tenant_id, agent.node.id, agent.proof.jti, expiry(agent.proof)))
+
+
+def expiry(proof: Proof) -> datetime:
+    """From then on it is refused for its age, also by a clock that is behind."""
+    return datetime.fromtimestamp(proof.iat + 2 * PROOF_LIFE_S, UTC)
+
+
+def judge(agent: Agent, verdict: store.Verdict) -> None:
+    """Raises `Unauthenticated` unless the proof was spent."""
+    match verdict:
         case "revoked":
             raise refused_proof("Revoked", f"node {agent.node.name} was revoked")
         case "replayed":

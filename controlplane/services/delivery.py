@@ -235,6 +235,10 @@ class Delivery:
         cache.used_at = _now()
         return cache
 
+    def tenant_of(self, node_id: UUID) -> UUID | None:
+        """Of a node, if its tenant is in memory."""
+        return next((tenant_id for tenant_id, cache in self._tenants.items() if node_id in cache.view.fleet.nodes), None)
+
     async def catch_up(self, cache: TenantCache) -> None:
         """Return when the cache has everything that was committed before this call. Raises `NotFound` and `Unavailable`."""
         await asyncio.shield(self._next_look(cache))

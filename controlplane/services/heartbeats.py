@@ -25,6 +25,8 @@ NODES_PER_S = 300.0
 """So many heartbeats per second are what a tenant's fleet may cost."""
 LEASE_PACES = 3
 CLOCK_ALARM_S = 30.0
+ASKED_AGAIN_AFTER = timedelta(seconds=20)
+"""Whoever was asked for a report needs some time for it."""
 TWIN = "two agents run with this node's identity; each needs a state directory of its own, and a registration under another name"
 
 
@@ -69,6 +71,8 @@ class Heartbeats:
         """By tenant and node."""
         self._reported: dict[UUID, str] = {}
         """Nodes of whose boot there is a report."""
+        self._asked: dict[UUID, tuple[str, datetime]] = {}
+        """Nodes of whose boot there was none, and when they were asked for it."""
         self._replaced: dict[UUID, str] = {}
         """The boot before the current one, by node."""
         self._twins: dict[UUID, datetime] = {}
@@ -92,7 +96,7 @@ class Heartbeats:
             self._pending.setdefault(agent.tenant_id, {})[agent.node.id] = Taken(status, tells or self._unwritten(agent))
             if tells:
                 self.urgent.set()
-        resend = not await self._boot_is_known(agent, heartbeat.boot_id)
+        resend = not await self._boot_is_known(agent, heartbeat.boot_id, now)
         renew = bool(heartbeat.issuer) and heartbeat.issuer not in agent.cache.view.issuers
         return HeartbeatAnswer(pace_s=pace_s(agent.cache.view.fleet.size), now=now.timestamp(), resend=resend, renew=renew)
 
@@ -154,10 +158,15 @@ class Heartbeats:
         earlier = self._pending.get(agent.tenant_id, {}).get(agent.node.id)
         return earlier is not None and earlier.tells
 
-    async def _boot_is_known(self, agent: Agent, boot_id: str) -> bool:
+    async def _boot_is_known(self, agent: Agent, boot_id: str, now: datetime) -> bool:
+        """Or a report was asked for a moment ago."""
         if self._reported.get(agent.node.id) != boot_id:
+            asked = self._asked.get(agent.node.id)
+            if asked and asked[0] == boot_id and now - asked[1] < ASKED_AGAIN_AFTER:
+                return True
             async with self._database.sessions(agent.tenant_id) as session:
                 if not await boot_is_known(session, agent.tenant_id, agent.node.id, boot_id):
+                    self._asked[agent.node.id] = (boot_id, now)
                     return False
             self._reported[agent.node.id] = boot_id
         return True

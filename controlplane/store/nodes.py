@@ -1,6 +1,6 @@
 """Admitted nodes, their last heartbeats, and the proofs that they used."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -214,22 +214,35 @@ async def note_twins(session: AsyncSession, tenant_id: UUID, heartbeats: Collect
 # Proofs
 
 
+Verdict = Literal["spent", "replayed", "revoked"]
+"""On a proof."""
 _SPEND = text("""
-    WITH live AS (SELECT id FROM nodes WHERE tenant_id = :tenant_id AND id = :node_id AND revoked_at IS NULL),
-    spent AS (
-        INSERT INTO proofs (tenant_id, node_id, jti, expires_at) SELECT :tenant_id, id, :jti, :expires_at FROM live
-        ON CONFLICT DO NOTHING RETURNING jti
+    WITH asked AS (
+        SELECT * FROM unnest(CAST(:nodes AS uuid[]), CAST(:jtis AS text[]), CAST(:ends AS timestamptz[])) AS a(node_id, jti, expires_at)
+    ), live AS (
+        SELECT asked.* FROM asked JOIN nodes n ON n.tenant_id = :tenant_id AND n.id = asked.node_id AND n.revoked_at IS NULL
+    ), fresh AS (
+        INSERT INTO proofs (tenant_id, node_id, jti, expires_at)
+        SELECT :tenant_id, node_id, jti, expires_at FROM live ORDER BY node_id, jti
+        ON CONFLICT DO NOTHING RETURNING node_id, jti
     )
-    SELECT EXISTS (SELECT FROM live) AS live, EXISTS (SELECT FROM spent) AS fresh
+    SELECT asked.node_id, asked.jti, live.jti IS NOT NULL, fresh.jti IS NOT NULL
+    FROM asked LEFT JOIN live USING (node_id, jti) LEFT JOIN fresh USING (node_id, jti)
 """)
 
 
-async def spend(
-    session: AsyncSession, tenant_id: UUID, node_id: UUID, jti: str, expires_at: datetime
-) -> Literal["spent", "replayed", "revoked"]:
+async def spend(session: AsyncSession, tenant_id: UUID, node_id: UUID, jti: str, expires_at: datetime) -> Verdict:
     """Note that a proof was used: by a node that is not revoked, by what is committed now, and for the first time."""
-    given = {"tenant_id": tenant_id, "node_id": node_id, "jti": jti, "expires_at": expires_at}
-    found = (await session.execute(_SPEND, given)).one()
-    if not found.live:
-        return "revoked"
-    return "spent" if found.fresh else "replayed"
+    return (await spend_all(session, tenant_id, {(node_id, jti): expires_at}))[node_id, jti]
+
+
+async def spend_all(session: AsyncSession, tenant_id: UUID, proofs: Mapping[tuple[UUID, str], datetime]) -> dict[tuple[UUID, str], Verdict]:
+    """Likewise many, by node and `jti`, with when each expires."""
+    given = {
+        "tenant_id": tenant_id,
+        "nodes": [node_id for node_id, _ in proofs],
+        "jtis": [jti for _, jti in proofs],
+        "ends": [*proofs.values()],
+    }
+    found = await session.execute(_SPEND, given)
+    return {(node_id, jti): "revoked" if not live else "spent" if fresh else "replayed" for node_id, jti, live, fresh in found}
