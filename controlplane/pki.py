@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_LIFE = timedelta(days=3650)
-SERVER_LIFE = timedelta(days=90)
+SERVER_LIFE = timedelta(days=30)
 NODE_LIFE = timedelta(days=7)
 """Longer than the longest outage of the control plane that sites promise to survive; renewed at half."""
 BACKDATED = timedelta(hours=2)

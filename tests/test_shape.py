@@ -16,6 +16,7 @@ OF_NO_TENANT = {
     "edges.list_all": "edges are the same for every tenant",
     "facts.get": "facts about the installation",
     "facts.put": "facts about the installation",
+    "sealed.under": "counts what is sealed for everybody",
     "tenants.find": "looks for tenants",
     "tenants.list_all": "lists tenants",
 }

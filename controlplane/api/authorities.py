@@ -33,15 +33,15 @@ class Switch(Value):
 
 
 @router.get(_FABRIC, operation_id="isthmus.authority.List")
-async def list_authorities(caller: Operator, session: Session, now: Now) -> Json:
+async def list_authorities(caller: Operator, services: CurrentServices, session: Session, now: Now) -> Json:
     """The fabric's authorities: root (control planes), servers (their HTTPS certificates) and edges (regional edges)."""
-    return {"items": [_shown(await rotation.look(session, caller, role, now)) for role in OF_FABRIC]}
+    return {"items": [await _look(services, session, caller, role, now) for role in OF_FABRIC]}
 
 
 @router.get(f"{_FABRIC}/{{role}}", operation_id="isthmus.authority.Get")
-async def get_authority(role: FabricRole, caller: Operator, session: Session, now: Now) -> Json:
+async def get_authority(role: FabricRole, caller: Operator, services: CurrentServices, session: Session, now: Now) -> Json:
     """Its versions, the next step of a replacement, and which nodes that waits for."""
-    return _shown(await rotation.look(session, caller, role, now))
+    return await _look(services, session, caller, role, now)
 
 
 @router.post(f"{_FABRIC}/{{role}}/versions", operation_id="isthmus.authority.Add")
@@ -50,7 +50,7 @@ async def add_version(
 ) -> Json:
     """Step 1 of a replacement: a next version, which everybody comes to trust. Registration tokens from before a new root are of no more use."""
     await rotation.add(session, caller, services.fabric, role, now)
-    return _shown(await rotation.look(session, caller, role, now))
+    return await _look(services, session, caller, role, now)
 
 
 @router.post(f"{_FABRIC}/{{role}}/versions/{{version}}/switch", operation_id="isthmus.authority.Switch")
@@ -62,26 +62,28 @@ async def switch_version(
 
 
 @router.delete(f"{_FABRIC}/{{role}}/versions/{{version}}", operation_id="isthmus.authority.Remove")
-async def remove_version(role: FabricRole, version: int, body: OptionalJsonBody, caller: Operator, session: Session, now: Now) -> Json:
+async def remove_version(
+    role: FabricRole, version: int, body: OptionalJsonBody, caller: Operator, services: CurrentServices, session: Session, now: Now
+) -> Json:
     """Step 3: it is trusted no more. 409 names the nodes that still use its certificates."""
     await rotation.remove(session, caller, role, version, now)
-    return _shown(await rotation.look(session, caller, role, now))
+    return await _look(services, session, caller, role, now)
 
 
 # The tenant's
 
 
 @router.get(_TENANT, operation_id="isthmus.authority.GetOfTenant")
-async def get_own_authority(caller: CurrentCaller, session: Session, now: Now) -> Json:
+async def get_own_authority(caller: CurrentCaller, services: CurrentServices, session: Session, now: Now) -> Json:
     """The authority of the tenant's nodes: its versions, the next step of a replacement, and which nodes that waits for."""
-    return _shown(await rotation.look(session, caller, "tenant", now))
+    return await _look(services, session, caller, "tenant", now)
 
 
 @router.post(f"{_TENANT}/versions", operation_id="isthmus.authority.AddOfTenant")
 async def add_own_version(body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now) -> Json:
     """Step 1 of a replacement: a next version, which all nodes come to trust."""
     await rotation.add(session, caller, services.fabric, "tenant", now)
-    return _shown(await rotation.look(session, caller, "tenant", now))
+    return await _look(services, session, caller, "tenant", now)
 
 
 @router.post(f"{_TENANT}/versions/{{version}}/switch", operation_id="isthmus.authority.SwitchOfTenant")
@@ -93,16 +95,23 @@ async def switch_own_version(
 
 
 @router.delete(f"{_TENANT}/versions/{{version}}", operation_id="isthmus.authority.RemoveOfTenant")
-async def remove_own_version(version: int, body: OptionalJsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
+async def remove_own_version(
+    version: int, body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
+) -> Json:
     """Step 3: it is trusted no more. 409 names the nodes that still use its certificates."""
     await rotation.remove(session, caller, "tenant", version, now)
-    return _shown(await rotation.look(session, caller, "tenant", now))
+    return await _look(services, session, caller, "tenant", now)
 
 
 async def _switch(session: Session, caller: Caller, services: Services, role: rotation.Role, version: int, body: Any, now: Now) -> Json:
     ignore_offline = read(Switch, body or {}).offline == "ignore"
-    await rotation.switch(session, caller, services.fabric, role, version, now, ignore_offline=ignore_offline)
-    return _shown(await rotation.look(session, caller, role, now))
+    manifests = await rotation.edge_manifests(session, services.delivery, caller, role)
+    await rotation.switch(session, caller, services.fabric, role, version, now, manifests=manifests, ignore_offline=ignore_offline)
+    return await _look(services, session, caller, role, now)
+
+
+async def _look(services: Services, session: Session, caller: Caller, role: rotation.Role, now: Now) -> Json:
+    return _shown(await rotation.look(session, caller, role, now, await rotation.edge_manifests(session, services.delivery, caller, role)))
 
 
 # What is shown

@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from controlplane.errors import ControlPlaneError, FieldError, TooManyRequests, Unauthenticated
+from controlplane.pki import Unsealable
 
 log = structlog.get_logger()
 
@@ -26,6 +27,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     for lost in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(lost, _database_lost)
+    app.add_exception_handler(Unsealable, _unsealable)
     app.add_exception_handler(Exception, _bug)
 
 
@@ -60,6 +62,12 @@ async def _http(_: Request, refusal: Exception) -> JSONResponse:
 async def _database_lost(request: Request, error: Exception) -> JSONResponse:
     log.warning("database unavailable", path=request.url.path, error=type(error).__name__, reason=str(getattr(error, "orig", error))[:300])
     return answer(503, 14, "the database cannot be reached, try again", headers={"Retry-After": "1"})
+
+
+async def _unsealable(request: Request, error: Exception) -> JSONResponse:
+    """Another replica may have the version of the key-encryption key that this one lacks."""
+    log.error("cannot unseal", path=request.url.path, reason=str(error))
+    return answer(503, 14, "this replica lacks a key, try again", headers={"Retry-After": "1"})
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -92,7 +92,7 @@ async def withdraw(session: AsyncSession, ring: pki.KeyRing, tenant_id: UUID, *,
     owner, role = (None, "edges") if edge else (tenant_id, "tenant")
     for sealed in await store.versions(session, owner, role, lock=True):
         if sealed.state != "removed":
-            await store.change(session, sealed, crl_pem=pki.revocations(unsealed(ring, sealed), serials, now))
+            await store.change(session, sealed.tenant_id, sealed, crl_pem=pki.revocations(unsealed(ring, sealed), serials, now))
     await announce(session, tenant_id, role, revoked=edge)
 
 

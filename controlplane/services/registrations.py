@@ -145,6 +145,8 @@ async def retire(session: AsyncSession, caller: Caller, name: str, *, ring: KeyR
     """Whatever state it is in: its node is nobody's peer from now on, and may not come back with this key."""
     revision = await raise_revision(session, caller.tenant_id)
     registration = await _locked(session, caller, name)
+    if is_edge(registration) and not caller.runs_edges:
+        raise Forbidden(f"{registration.site_name} is a regional edge: only the operator retires its nodes")
     node_ids = [registration.node_id] if registration.node_id else []
     if await nodes.revoke(session, caller.tenant_id, node_ids, revision, now):
         await withdraw(session, ring, caller.tenant_id, edge=is_edge(registration), now=now)

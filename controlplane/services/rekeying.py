@@ -39,7 +39,7 @@ async def _reseal_authorities(database: Database, ring: KeyRing, tenant_id: UUID
             if ring.version_of(authority.sealed_key) != ring.version:
                 what = purpose(authority.role, tenant_id, authority.version)
                 key = ring.unseal(authority.sealed_key, what)
-                await authorities.change(session, authority, sealed_key=ring.seal(key, what))
+                await authorities.change(session, tenant_id, authority, sealed_key=ring.seal(key, what))
 
 
 async def _reseal_secrets(database: Database, ring: KeyRing, tenant_id: UUID, tell: Callable[[Counts], None]) -> None:

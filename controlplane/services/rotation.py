@@ -9,7 +9,7 @@ retiring one can be switched back to.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -23,6 +23,7 @@ from controlplane.errors import Conflict, FieldError, NotFound, StillTrusted
 from controlplane.resources.envelope import MAX_DETAILS
 from controlplane.services import auditing, authorities
 from controlplane.services.authorities import Fabric
+from controlplane.services.delivery import Delivery
 from controlplane.services.heartbeats import is_fresh
 from controlplane.store import authorities as store
 from controlplane.store import changes, nodes, resources, tenants
@@ -40,6 +41,8 @@ LEAF_LIFE: Mapping[Role, timedelta] = {
     "tenant": pki.NODE_LIFE,
 }
 """A root lives on in the certificates of control planes: nodes need it for nothing else."""
+MOST_REMOVED = 8
+"""Versions that nobody trusts any more, and that are still shown."""
 _CARRIERS = frozenset({"site", "relay"})
 """Kinds of items that bring anchors to a node."""
 _LOCK = text("SELECT pg_advisory_xact_lock(:key)")
@@ -59,6 +62,8 @@ class Member:
     """Of its tenant, at which anchors last changed."""
     fresh: bool
     """Heard of within its lease."""
+    manifest: str | None = None
+    """Of a regional edge, the hash that it should have, where another tenant's anchors are in question."""
 
     @property
     def doubt(self) -> str:
@@ -70,6 +75,8 @@ class Member:
                 return f"rejects {rejection['kind']} {rejection['key']}: {rejection['reason']}"
         if self.status.applied_hash is None or self.status.applied_revision < self.revision:
             return f"has applied revision {self.status.applied_revision}, not {self.revision}; {_heard(self.status)}"
+        if self.manifest is not None and self.status.applied_hash != self.manifest:
+            return f"has not applied its latest manifest; {_heard(self.status)}"
         return ""
 
     def lag(self, issuer: str) -> str:
@@ -113,9 +120,29 @@ class Rotation:
         return next((version for version in self.versions if version.state == state), None)
 
 
-async def look(session: AsyncSession, caller: Caller, role: Role, now: datetime) -> Rotation:
+Manifests = Mapping[UUID, str]
+"""By id of a regional edge, the hash of the manifest that it should have."""
+
+
+async def edge_manifests(session: AsyncSession, delivery: Delivery, caller: Caller, role: Role) -> Manifests:
+    """With what the caller's tenant has for regional edges now. Their revisions are those of the operator's tenant, and say nothing of others."""
+    if role != "tenant":
+        return {}
+    operators = await tenants.find(session, OPERATOR_TENANT)
+    assert operators
+    edges = await delivery.cache(operators)
+    await delivery.catch_up(edges)
+    ids = [site_id for site_id, site in edges.view.sites.items() if site.spec.is_edge]
+    if ids:
+        own = await delivery.cache(caller.tenant_id)
+        await delivery.catch_up(own)
+        await delivery.shares.at(caller.tenant_id, own.view.revision)
+    return {UUID(site_id): (await delivery.published(edges, site_id)).hash for site_id in ids}
+
+
+async def look(session: AsyncSession, caller: Caller, role: Role, now: datetime, manifests: Manifests) -> Rotation:
     """Where it stands; that of a tenant in the caller's."""
-    rotation = await _look(session, caller, role, now, lock=False)
+    rotation = await _look(session, caller, role, now, manifests, lock=False)
     await enter(session, caller.tenant_id)
     return rotation
 
@@ -131,10 +158,18 @@ async def add(session: AsyncSession, caller: Caller, fabric: Fabric, role: Role,
 
 
 async def switch(
-    session: AsyncSession, caller: Caller, fabric: Fabric, role: Role, number: int, now: datetime, *, ignore_offline: bool = False
+    session: AsyncSession,
+    caller: Caller,
+    fabric: Fabric,
+    role: Role,
+    number: int,
+    now: datetime,
+    *,
+    manifests: Manifests,
+    ignore_offline: bool = False,
 ) -> None:
     """From now on version `number` signs. Raises `NotFound`, `Conflict`, and `StillTrusted` while a node may not know it."""
-    rotation = await _look(session, caller, role, now, lock=True)
+    rotation = await _look(session, caller, role, now, manifests, lock=True)
     wanted = _version(rotation, number)
     if wanted.state == "added":
         _refuse(rotation, f"version {number} cannot sign yet: it is not trusted", ignore_offline=ignore_offline)
@@ -149,7 +184,7 @@ async def switch(
 
 async def remove(session: AsyncSession, caller: Caller, role: Role, number: int, now: datetime) -> None:
     """From now on nobody trusts version `number`. Raises `NotFound`, `Conflict`, and `StillTrusted` while its certificates are in use."""
-    rotation = await _look(session, caller, role, now, lock=True)
+    rotation = await _look(session, caller, role, now, {}, lock=True)
     gone = _version(rotation, number)
     if gone.state in ("active", "removed"):
         raise Conflict(f"version {number} is {gone.state}" + (": switch to another one first" if gone.state == "active" else ""))
@@ -161,11 +196,12 @@ async def remove(session: AsyncSession, caller: Caller, role: Role, number: int,
         if now < rotation.removable_at:
             _refuse(rotation, f"version {number} cannot be removed: its certificates are in use")
     await enter(session, caller.tenant_id)
-    await store.remove(session, gone, now)
+    await store.remove(session, gone.tenant_id, gone, now)
+    await store.forget_removed(session, gone.tenant_id, role, keep=MOST_REMOVED)
     if role == "root":
         for version in await store.versions(session, None, "servers", lock=True):
             if version.state == "retiring":
-                await store.remove(session, version, now)
+                await store.remove(session, version.tenant_id, version, now)
     await _settle(session, caller, role, "Remove", number, now)
 
 
@@ -196,8 +232,8 @@ async def _next(session: AsyncSession, caller: Caller, fabric: Fabric, role: Rol
 async def _activate(session: AsyncSession, versions: Iterable[SealedAuthority], wanted: SealedAuthority, now: datetime) -> None:
     for version in versions:
         if version.state == "active":
-            await store.change(session, version, state="retiring", state_at=now)
-    await store.change(session, wanted, state="active", state_at=now)
+            await store.change(session, version.tenant_id, version, state="retiring", state_at=now)
+    await store.change(session, wanted.tenant_id, wanted, state="active", state_at=now)
 
 
 async def _replace_servers(session: AsyncSession, caller: Caller, fabric: Fabric, now: datetime) -> None:
@@ -205,7 +241,7 @@ async def _replace_servers(session: AsyncSession, caller: Caller, fabric: Fabric
     versions = await store.versions(session, None, "servers", lock=True)
     for version in versions:
         if version.state == "added":
-            await store.remove(session, version, now)
+            await store.remove(session, version.tenant_id, version, now)
     await _create(session, caller, fabric, "servers", versions, now)
     versions = await store.versions(session, None, "servers")
     await _activate(session, versions, versions[0], now)
@@ -227,12 +263,13 @@ async def _locked(session: AsyncSession, caller: Caller, role: Role) -> tuple[Se
     return await store.versions(session, _owner(caller, role), role, lock=True)
 
 
-async def _look(session: AsyncSession, caller: Caller, role: Role, now: datetime, *, lock: bool) -> Rotation:
+async def _look(session: AsyncSession, caller: Caller, role: Role, now: datetime, manifests: Manifests, *, lock: bool) -> Rotation:
     """Leaves the session inside some tenant."""
     versions = await (_locked(session, caller, role) if lock else store.versions(session, _owner(caller, role), role))
     states = {version.state: version for version in versions}
     if "added" in states:
-        members = tuple([member async for member in _trusting(session, caller, role, now)])
+        found = [member async for member in _trusting(session, caller, role, now)]
+        members = tuple(replace(member, manifest=manifests.get(member.node.site_id)) for member in found)
         return Rotation(role, versions, "switch", _progress((member, member.doubt) for member in members))
     if "retiring" in states:
         issuer = pki.key_identifier(states["active"].certificate_pem)

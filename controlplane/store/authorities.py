@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from controlplane.store.rows import value, values
@@ -60,16 +60,24 @@ async def certificates(session: AsyncSession, tenant_id: UUID | None, role: str)
     return tuple(await session.scalars(query.order_by(AuthorityRow.version.desc())))
 
 
-async def change(session: AsyncSession, authority: SealedAuthority, **columns: Any) -> None:
+async def change(session: AsyncSession, tenant_id: UUID | None, authority: SealedAuthority, **columns: Any) -> None:
     """Set columns of one version."""
-    statement = update(AuthorityRow).where(*_of(authority.tenant_id, authority.role), AuthorityRow.version == authority.version)
+    statement = update(AuthorityRow).where(*_of(tenant_id, authority.role), AuthorityRow.version == authority.version)
     await session.execute(statement.values(**columns).execution_options(synchronize_session=False))
     session.expire_all()
 
 
-async def remove(session: AsyncSession, authority: SealedAuthority, now: datetime) -> None:
+async def remove(session: AsyncSession, tenant_id: UUID | None, authority: SealedAuthority, now: datetime) -> None:
     """Nobody trusts it any more; its key is destroyed."""
-    await change(session, authority, state="removed", state_at=now, sealed_key=b"", crl_pem="")
+    await change(session, tenant_id, authority, state="removed", state_at=now, sealed_key=b"", crl_pem="")
+
+
+async def forget_removed(session: AsyncSession, tenant_id: UUID | None, role: str, *, keep: int) -> None:
+    """All but the latest of those that were removed."""
+    removed = [version for version in await versions(session, tenant_id, role) if version.state == "removed"]
+    gone = delete(AuthorityRow).where(*_of(tenant_id, role))
+    gone = gone.where(AuthorityRow.version.in_([version.version for version in removed[keep:]]))
+    await session.execute(gone.execution_options(synchronize_session=False))
 
 
 async def roots(definer: AsyncConnection) -> tuple[str, ...]:

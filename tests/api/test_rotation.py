@@ -11,7 +11,7 @@ from cryptography import x509
 from fastapi import FastAPI
 
 from agent.protocol import items
-from agent.protocol.enrolment import CA_PATH, RenewRequest
+from agent.protocol.enrolment import CA_PATH, Passport, RenewRequest
 from agent.protocol.items import ItemKind
 from controlplane.api import deps
 from controlplane.auth import Caller
@@ -20,11 +20,13 @@ from controlplane.services import rotation
 from controlplane.services.authorities import Fabric
 from controlplane.store.schema import migrate
 from controlplane.store.session import Database
-from tests.api.enrolled import Node, admitted, caught_up, csr, token_for
+from tests.api.enrolled import Node, admitted, caught_up, csr, node, token_for
 from tests.backend import Postgres, embedded, founded, now
 
 FABRIC = "/api/operator/authorities"
 OWN = "/api/register/namespaces/system/authority"
+RETIRE = "/api/register/namespaces/system/registration/{}/approve"
+EDGE = {"site_type": "REGIONAL_EDGE"}
 Json = dict[str, Any]
 
 
@@ -237,3 +239,43 @@ async def _retire_all(operator: httpx.AsyncClient) -> None:
 async def _default(database: Database) -> Any:
     async with database.definer() as definer:
         return (await definer.exec_driver_sql("SELECT id FROM tenant_by_name('default')")).scalar_one()
+
+
+async def test_a_tenants_switch_waits_for_regional_edges_too(
+    app: FastAPI, operator: httpx.AsyncClient, inside: httpx.AsyncClient, user: httpx.AsyncClient
+) -> None:
+    await _retire_all(operator)
+    answer = await operator.post("/api/config/namespaces/system/sites", json={"metadata": {"name": "edge"}, "spec": EDGE})
+    assert answer.status_code == 200, answer.text
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(admitted(app, user, "a"))
+        edge = await stack.enter_async_context(node(app, await token_for(operator, "edge"), "edge"))
+        assert await edge.bootstrap(passport=Passport(cluster_name="edge", cluster_type="re")) == "APPROVED"
+        await edge.fetch_credentials()
+        await apply(app, edge)
+        await done(user, "POST", f"{OWN}/versions")
+        await apply(app, one)
+        await flushed(app)
+        waiting = await refused(user, "POST", f"{OWN}/versions/2/switch")
+        assert [detail["field"] for detail in waiting["details"]] == ["tenant default, site edge, node node-1"]
+        await app.state.services.delivery.compare()
+        await apply(app, edge)
+        await flushed(app)
+        await done(user, "POST", f"{OWN}/versions/2/switch")
+
+        assert not await apply(app, edge)
+        assert (await done(user, "GET", OWN))["progress"]["nodes"] == 1
+        assert (await inside.post(RETIRE.format(edge.registration), json={"state": "RETIRED"})).status_code == 403
+        await operator.post(RETIRE.format(edge.registration), json={"state": "RETIRED"})
+        item = await site_item(app, one)
+        assert edge.credentials
+        serial = x509.load_pem_x509_certificate(edge.credentials.certificate_pem.encode()).serial_number
+        assert [entry.serial_number for entry in x509.load_pem_x509_crl(item.edge_crl_pem.encode())] == [serial]
+        assert item.revocations == 1
+
+
+async def test_what_was_removed_is_forgotten_in_the_end(user: httpx.AsyncClient) -> None:
+    for number in range(2, rotation.MOST_REMOVED + 4):
+        await done(user, "POST", f"{OWN}/versions")
+        found = await done(user, "DELETE", f"{OWN}/versions/{number}")
+    assert [version for version, _ in states(found)] == [*range(rotation.MOST_REMOVED + 3, 3, -1), 1]
