@@ -37,9 +37,12 @@ from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH, PROBE_PATH_
 
 TUNNEL_BUFFER = 4 * MIB
 _CONNECT_TIMEOUT_MS = 1_000
-_CHECK_EVERY_MS = 500
+_CHECK_EVERY_MS = 300
+_KEEPALIVE_EVERY_MS = 300
 _KEEPALIVE_MS = 1_000
 _TCP_KEEPALIVE = {"keepalive_time": number(1), "keepalive_interval": number(1), "keepalive_probes": number(3)}
+_IF_OTHERS_LEAD = 1
+"""Failed checks until a path is left, where there may be another: leaving it in vain costs little."""
 _DIRECT = Way(DIRECT, "")
 _AT_ONCE: Fields = {"healthy_panic_threshold": {"value": 0}, "update_merge_window": milliseconds(0)}
 """What Envoy or the agent finds out about a path counts now: by default a change that follows another within a second waits for the rest of it."""
@@ -58,7 +61,7 @@ def site(item: Item, scope: Scope, paths: tuple[Path, ...]) -> tuple[Resource, .
 @lru_cache(CACHE)
 def _direct(item: Item, scope: Scope) -> tuple[Resource, ...]:
     peer = body(item, Peer)
-    checked = _tunnel(_socket(peer, scope), health_checks=[_health_check()])
+    checked = _tunnel(_socket(peer, scope), health_checks=[_health_check(2)], outlier_detection=_unreachable_gateways(2))
     return _gateways(names.site(peer.site_id), item, peer.site_id, peer.gateways, checked)
 
 
@@ -105,7 +108,7 @@ def _clusters(item: Item, scope: Scope, ways: tuple[Way, ...]) -> tuple[Resource
     socket = _socket(peer, scope)
     inside = {"name": "inside", "match": _INSIDE, "transport_socket": tls.internal(socket)}
     fields = _tunnel(socket, transport_socket_matches=[inside], common_lb_config=_AT_ONCE)
-    checked = {"health_checks": [_health_check()]} if _DIRECT in ways else {}
+    checked = {"health_checks": [_health_check(_IF_OTHERS_LEAD)]} if _DIRECT in ways else {}
     source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}}
     found = [resource(Cluster(name=names.site(peer.site_id), **source, **fields, **checked), [item.id])]
     if not scope.regional:
@@ -190,7 +193,7 @@ def edge(item: Item, scope: Scope) -> tuple[Resource, ...]:
     about_ = body(item, Edge)
     uri = names.edge_uri(scope.trust_domain, about_.site_id)
     socket = tls.to_node(uri, names.EDGE_ANCHOR_SECRET, server_name=names.relay_server_name(scope.tenant_id))
-    checked = _tunnel(socket, health_checks=[_health_check()], common_lb_config=_AT_ONCE)
+    checked = _tunnel(socket, health_checks=[_health_check(_IF_OTHERS_LEAD)], common_lb_config=_AT_ONCE)
     return _gateways(names.edge(about_.site_id), item, about_.site_id, about_.gateways, checked, "ALL")
 
 
@@ -230,12 +233,15 @@ def _tunnel(socket: Fields, **fields: object) -> Fields:
 
 
 def _keepalive() -> Fields:
-    """The only thing that notices a peer whose process is frozen."""
-    return {"interval": milliseconds(_KEEPALIVE_MS), "timeout": milliseconds(_KEEPALIVE_MS)}
+    """The only thing that notices a peer whose process is frozen. Any frame that comes in extends the timeout."""
+    return {"interval": milliseconds(_KEEPALIVE_EVERY_MS), "timeout": milliseconds(_KEEPALIVE_MS)}
 
 
-def _health_check() -> Fields:
-    """Whether the gateway answers. 403 is an answer too: of one that has not heard of this site yet, as when both have just become peers."""
+def _health_check(failures: int = 1) -> Fields:
+    """Whether the gateway answers. 403 is an answer too: of one that has not heard of this site yet, as when both have just become peers.
+
+    After so many failures connections to it are closed, and what was on its way goes by another path. Where there is one, the first failure counts.
+    """
     every = milliseconds(_CHECK_EVERY_MS)
     answers = [{"start": 200, "end": 201}, {"start": 403, "end": 404}]
     return {
@@ -244,17 +250,17 @@ def _health_check() -> Fields:
         "no_traffic_healthy_interval": every,
         "timeout": milliseconds(_CONNECT_TIMEOUT_MS),
         "healthy_threshold": number(1),
-        "unhealthy_threshold": number(2),
+        "unhealthy_threshold": number(failures),
         "http_health_check": {"path": PEER_HEALTH_PATH, "host": PEER_AUTHORITY, "codec_client_type": "HTTP2", "expected_statuses": answers},
     }
 
 
-def _unreachable_gateways() -> Fields:
+def _unreachable_gateways(failures: int = 1) -> Fields:
     """Only failures to reach a gateway eject it: that it refuses one export says nothing about the others."""
     never = number(0)
     return {
         "split_external_local_origin_errors": True,
-        "consecutive_local_origin_failure": number(2),
+        "consecutive_local_origin_failure": number(failures),
         "enforcing_consecutive_local_origin_failure": number(100),
         "enforcing_local_origin_success_rate": never,
         "enforcing_consecutive_5xx": never,
