@@ -32,6 +32,8 @@ from tests.e2e.dataplane_sites import (
     until,
 )
 
+PAYLOAD = bytes(300_000)
+"""More than what goes by a path for other reasons."""
 OTHER_TENANT = "0b000000-0000-4000-8000-000000000002"
 
 
@@ -88,6 +90,23 @@ class Relayed:
         view = PeerView(reachable=True, paths={named.get(path, path): use for path, use in usable.items()})
         self.a.sees({self.b.site_id: view} if usable else {})
         await self.a.apply()
+
+    async def used(self) -> set[str]:
+        """Names of the sites whose forwarder a request goes through."""
+        recorded = {site.name: tap.record() for site, tap in self.taps.items()}
+        assert (await self.call(method="POST", content=PAYLOAD)).status_code == 200
+        return {name for name, seen in recorded.items() if len(seen) > len(PAYLOAD)}
+
+    async def uses(self, name: str, **usable: bool) -> None:
+        """Let `a` choose among these paths, until requests go through that forwarder."""
+
+        async def does() -> bool:
+            for other in ("e", "f"):
+                await self.paths(direct=False, reverse=False, **{other: False})
+            await self.paths(**usable)
+            return await self.used() == {name}
+
+        await until(does, f"requests to go through {name}")
 
     async def call(
         self, path: str = "/", *, port: int = 0, at: LiveSite | None = None, host: str = "shop.test", **fields: Any
