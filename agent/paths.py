@@ -55,7 +55,8 @@ class Path:
     down_at: float = -math.inf
     back_at: float = -math.inf
     rests_until: float = -math.inf
-    """With the three above: of the steady clock."""
+    preferred_at: float = -math.inf
+    """When it last took the place of one that worked. With the four above: of the steady clock."""
 
     def answered(self, rtt_ms: float | None, now: Instant, error: str = "") -> "Path":
         since = self.since if self.state == "UP" else now.wall
@@ -73,9 +74,9 @@ class Path:
     def has_rested(self, now: Instant) -> bool:
         return self.state == "UP" and self.good >= GOOD_PROBES and now.steady >= self.rests_until
 
-    def back(self, now: Instant) -> "Path":
-        """Used again."""
-        return replace(self, rests=False, back_at=now.steady)
+    def back(self, now: Instant, *, preferred: bool = False) -> "Path":
+        """Used again; `preferred` to one that works as well."""
+        return replace(self, rests=False, back_at=now.steady, preferred_at=now.steady if preferred else self.preferred_at)
 
     @property
     def leads(self) -> bool:
@@ -116,21 +117,43 @@ class Choice:
 
 
 def settled(route: Route, paths: Mapping[str, Path], now: Instant) -> dict[str, Path]:
-    """The paths, where those that have rested are used again; if nothing leads otherwise, the first that answers has rested enough."""
-    after = {name: path.back(now) if path.rests and path.has_rested(now) else path for name, path in paths.items()}
-    if not any(path.leads for path in after.values()):
+    """The paths, where those that have rested are used again, and at most once a minute one in place of another that works.
+
+    If nothing leads otherwise, the first that answers has rested enough.
+    """
+    after = dict(paths)
+    for name in route.order:
+        if name in after and after[name].rests and after[name].has_rested(now):
+            better = _is_before(name, leading(route, after), route)
+            if not better or now.steady >= _may_change(after):
+                after[name] = after[name].back(now, preferred=better)
+    if leading(route, after) is None:
         waiting = next((name for name in route.order if name in after and after[name].state == "UP"), None)
         if waiting is not None:
             after[waiting] = after[waiting].back(now)
     return after
 
 
+def leading(route: Route, paths: Mapping[str, Path]) -> str | None:
+    """The first path that works and does not rest."""
+    return next((name for name in route.order if name in paths and paths[name].leads), None)
+
+
+def _is_before(name: str, other: str | None, route: Route) -> bool:
+    return other is not None and route.order.index(name) < route.order.index(other)
+
+
+def _may_change(paths: Mapping[str, Path]) -> float:
+    """From when on a path may take the place of one that works."""
+    return max(path.preferred_at for path in paths.values()) + REST_S
+
+
 def choose(route: Route, paths: Mapping[str, Path], now: Instant) -> Choice:
     """`paths` as they come from `settled`."""
     known = {name: paths[name] for name in route.order if name in paths}
-    leading = next((name for name, path in known.items() if path.leads), None)
-    in_use = leading or next((name for name, path in known.items() if not path.rests), None)
-    spare = leading is not None and leading not in route.draining
+    first = leading(route, known)
+    in_use = first or next((name for name, path in known.items() if not path.rests), None)
+    spare = first is not None and first not in route.draining
     usable = {
         name: not path.rests and not (spare and name in route.draining)
         for name, path in known.items()
@@ -141,12 +164,13 @@ def choose(route: Route, paths: Mapping[str, Path], now: Instant) -> Choice:
 
 def _reasons(route: Route, known: Mapping[str, Path], in_use: str | None, now: Instant) -> Iterator[tuple[str, str]]:
     passed: list[str] = []
+    may_change = _may_change(known) if known else 0.0
     for name, path in known.items():
         if name == in_use:
             yield name, "; ".join(passed) or _preferred(name, route)
             passed = []
             continue
-        why = _why_not(name, path, route, now)
+        why = _why_not(name, path, route, may_change, now)
         if name != REVERSE or path.state != "UNKNOWN":
             passed.append(f"{_called(name, route)} {why}")
         yield name, why
@@ -156,15 +180,15 @@ def _preferred(name: str, route: Route) -> str:
     return f"preferred; {route.no_direct}" if name != DIRECT and route.no_direct else "preferred"
 
 
-def _why_not(name: str, path: Path, route: Route, now: Instant) -> str:
+def _why_not(name: str, path: Path, route: Route, may_change: float, now: Instant) -> str:
     if path.state == "DOWN":
         return f"is down: {path.error}"
     if path.state == "UNKNOWN":
         return "has not answered yet" + (f": {path.error}" if path.error else "")
-    if path.rests and path.rests_until > now.steady:
-        return f"held down after flapping until {_time_of_day(path.rests_until, now)}"
-    if path.rests:
+    if path.rests and path.good < GOOD_PROBES:
         return f"answers again, and is used after {GOOD_PROBES - path.good} more good probes"
+    if path.rests:
+        return f"held down after flapping until {_time_of_day(max(path.rests_until, may_change), now)}"
     return "is draining" if name in route.draining else "stands by"
 
 

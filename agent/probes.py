@@ -25,7 +25,8 @@ _CALLER_EVERY_S = 5.0
 """Peers that only call this site."""
 _SOON_S = 0.2
 """After a first failure, and after news from one of a peer's nodes."""
-_PROBE_TIMEOUT_S = 1.5
+_LEAST_PATIENCE_S, _MOST_PATIENCE_S = 0.75, 1.5
+_PATIENCE_RTTS = 8
 _AWAITED_S = 10.0
 _NODE_FORGOTTEN_S = 15.0
 """After which a node of a peer that was not heard of counts no more."""
@@ -175,7 +176,7 @@ class Probes:
         self._peers: dict[str, _Peer] = {}
         self._dials = frozenset(dials)
         transport = httpx2.AsyncHTTPTransport(uds=str(socket), verify=False)
-        self._http = httpx2.AsyncClient(transport=transport, timeout=_PROBE_TIMEOUT_S, trust_env=False)
+        self._http = httpx2.AsyncClient(transport=transport, trust_env=False)
 
     def watch(self, peers: Mapping[str, Watch]) -> None:
         """Probe exactly these from now on."""
@@ -257,39 +258,47 @@ class Probes:
         return before.state == "UP" and before.good > 0 and not peer.paths[name].good
 
     async def _ask(self, peer: _Peer, name: str) -> Path:
-        began = time.monotonic()
+        began, patience_s = time.monotonic(), _patience_s(peer.paths[name])
+        lives = None
+        if peer.paths[name].error:
+            lives = asyncio.create_task(self._gateway_answers(peer.site, name, patience_s))
         try:
-            document = await self._document(peer.site, name)
+            document = await self._document(peer.site, name, patience_s)
         except (_Silent, httpx2.HTTPError, ValidationError) as error:
             reason = (str(error) or type(error).__name__)[:_ERROR_LENGTH]
-            answers = await self._gateway_answers(peer.site, name)
+            if lives is None and not isinstance(error, httpx2.TimeoutException):
+                lives = asyncio.create_task(self._gateway_answers(peer.site, name, patience_s))
+            answers = lives is not None and await lives
             path, now = peer.paths[name], _now()
             return path.answered(None, now, reason) if answers else path.failed(reason, now)
+        finally:
+            if lives is not None:
+                lives.cancel()
         path, now = peer.paths[name], _now()
         if document.site_id != peer.site:
             return path.failed(f"answered by site {document.site_id}"[:_ERROR_LENGTH], now)
         peer.heard(document, now)
         return path.answered((now.steady - began) * 1000, now)
 
-    async def _document(self, site: str, path: str) -> PeerDocument:
-        status, content = await self._get(site, path, PEER_DOCUMENT_PATH)
+    async def _document(self, site: str, path: str, patience_s: float) -> PeerDocument:
+        status, content = await self._get(site, path, PEER_DOCUMENT_PATH, patience_s)
         if status != _OK:
             raise _Silent(f"{status} {content[:_ERROR_LENGTH].decode(errors='replace')}")
         return PeerDocument.model_validate_json(content)
 
-    async def _gateway_answers(self, site: str, path: str) -> bool:
+    async def _gateway_answers(self, site: str, path: str, patience_s: float) -> bool:
         """Whether the peer's Envoy serves, although its agent does not."""
         try:
-            return (await self._get(site, path, PEER_HEALTH_PATH))[0] == _OK
-        except (_Silent, httpx2.HTTPError):
+            return (await self._get(site, path, PEER_HEALTH_PATH, patience_s))[0] == _OK
+        except (_Silent, _Unknowable, httpx2.HTTPError):
             return False
 
-    async def _get(self, site: str, path: str, what: str) -> tuple[int, bytes]:
+    async def _get(self, site: str, path: str, what: str, patience_s: float) -> tuple[int, bytes]:
         """Status and body."""
         headers = {PROBE_PATH_HEADER: path} if path else {}
         content = b""
         try:
-            async with self._http.stream("GET", f"http://{site}{what}", headers=headers) as response:
+            async with self._http.stream("GET", f"http://{site}{what}", headers=headers, timeout=patience_s) as response:
                 async for piece in response.aiter_raw():
                     content += piece
                     if len(content) > _DOCUMENT_BYTES:
@@ -299,6 +308,13 @@ class Probes:
         if response.status_code == _NOT_THERE_YET:
             raise _Unknowable
         return response.status_code, content
+
+
+def _patience_s(path: Path) -> float:
+    """How long an answer is waited for; the first one takes the handshakes of all that is on the way."""
+    if path.rtt_ms is None or path.state != "UP":
+        return _MOST_PATIENCE_S
+    return min(max(_LEAST_PATIENCE_S, _PATIENCE_RTTS * path.rtt_ms / 1000), _MOST_PATIENCE_S)
 
 
 def _health(peer: _Peer, tls: Callable[[str, str], str], now: Instant) -> Iterator[PeerHealth]:

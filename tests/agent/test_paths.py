@@ -183,19 +183,28 @@ def test_a_path_down_is_never_usable(answers: list[dict[str, bool]]) -> None:
 
 @given(FLAPS)
 def test_a_flapping_link_is_returned_to_at_most_once_a_minute(flaps: list[tuple[int, int]]) -> None:
-    returns = list(_returns(flaps))
-    assert all(later - earlier >= REST_S for earlier, later in pairwise(returns))
-
-
-def _returns(flaps: list[tuple[int, int]]) -> Iterator[float]:
     history = History()
-    before = history.second(direct=True, e1=True, e2=True).in_use
-    for up, down in flaps:
-        for answers in [True] * up + [False] * down:
-            choice = history.second(direct=answers, e1=True, e2=True)
-            if choice.in_use == DIRECT != before:
-                yield history.now
-            before = choice.in_use
+    history.second(direct=True, e1=True, e2=True)
+    answers = [{DIRECT: answers, "e1": True, "e2": True} for up, down in flaps for answers in [True] * up + [False] * down]
+    assert all(later - earlier >= REST_S for earlier, later in pairwise(_changes(history, answers)))
+
+
+@given(ANSWERS)
+def test_no_path_that_works_is_left_twice_within_a_minute(answers: list[dict[str, bool]]) -> None:
+    history = History(Route((DIRECT, REVERSE, "e1")))
+    seconds = [{DIRECT: answer[DIRECT], REVERSE: answer["e1"], "e1": answer["e2"]} for answer in answers for _ in range(4)]
+    assert all(later - earlier >= REST_S for earlier, later in pairwise(_changes(history, seconds)))
+
+
+def _changes(history: History, answers: list[dict[str, bool]]) -> Iterator[float]:
+    """When something else was used although what was used before still worked, and had worked before."""
+    before, up = None, False
+    for answer in answers:
+        choice = history.second(**answer)
+        if before is not None and up and choice.in_use != before and history.paths[before].leads:
+            yield history.now
+        before = choice.in_use
+        up = before is not None and history.paths[before].leads
 
 
 @given(FLAPS, st.integers(0, 3))

@@ -55,7 +55,7 @@ class Far:
 async def _request(reader: asyncio.StreamReader) -> tuple[str, str] | None:
     try:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-    except asyncio.IncompleteReadError:
+    except (asyncio.IncompleteReadError, ConnectionError):
         return None
     headers = dict(line.split(": ") for line in lines[1:] if line)
     return lines[0].split(" ")[1], headers.get(PROBE_PATH_HEADER, ITSELF)
@@ -120,7 +120,8 @@ async def test_when_direct_fails_the_edge_is_used_and_the_reason_said(far: Far, 
     await until(lambda: in_use(probes) == [DIRECT])
 
 
-async def test_the_way_that_a_peer_opens_is_asked_only_when_it_is_needed(far: Far, probes: Probes) -> None:
+async def test_the_way_that_a_peer_opens_is_asked_only_when_it_is_needed(far: Far, probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.paths.REST_S", 0.1)
     probes.watch({"there": WATCH})
     await until(lambda: far.asked.count(DIRECT) > 3)
     assert REVERSE not in far.asked
