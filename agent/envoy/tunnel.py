@@ -41,8 +41,6 @@ _CHECK_EVERY_MS = 300
 _KEEPALIVE_EVERY_MS = 300
 _KEEPALIVE_MS = 1_000
 _TCP_KEEPALIVE = {"keepalive_time": number(1), "keepalive_interval": number(1), "keepalive_probes": number(3)}
-_IF_OTHERS_LEAD = 1
-"""Failed checks until a path is left, where there may be another: leaving it in vain costs little."""
 _DIRECT = Way(DIRECT, "")
 _AT_ONCE: Fields = {"healthy_panic_threshold": {"value": 0}, "update_merge_window": milliseconds(0)}
 """What Envoy or the agent finds out about a path counts now: by default a change that follows another within a second waits for the rest of it."""
@@ -108,7 +106,7 @@ def _clusters(item: Item, scope: Scope, ways: tuple[Way, ...]) -> tuple[Resource
     socket = _socket(peer, scope)
     inside = {"name": "inside", "match": _INSIDE, "transport_socket": tls.internal(socket)}
     fields = _tunnel(socket, transport_socket_matches=[inside], common_lb_config=_AT_ONCE)
-    checked = {"health_checks": [_health_check(_IF_OTHERS_LEAD)]} if _DIRECT in ways else {}
+    checked = {"health_checks": [_health_check()]} if _DIRECT in ways else {}
     source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}}
     found = [resource(Cluster(name=names.site(peer.site_id), **source, **fields, **checked), [item.id])]
     if not scope.regional:
@@ -193,7 +191,7 @@ def edge(item: Item, scope: Scope) -> tuple[Resource, ...]:
     about_ = body(item, Edge)
     uri = names.edge_uri(scope.trust_domain, about_.site_id)
     socket = tls.to_node(uri, names.EDGE_ANCHOR_SECRET, server_name=names.relay_server_name(scope.tenant_id))
-    checked = _tunnel(socket, health_checks=[_health_check(_IF_OTHERS_LEAD)], common_lb_config=_AT_ONCE)
+    checked = _tunnel(socket, health_checks=[_health_check()], common_lb_config=_AT_ONCE)
     return _gateways(names.edge(about_.site_id), item, about_.site_id, about_.gateways, checked, "ALL")
 
 
