@@ -23,6 +23,7 @@ from controlplane.api import (
     errors,
     health,
     operator,
+    public_names,
     register,
     status,
     topology,
@@ -40,6 +41,7 @@ from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery
 from controlplane.services.heartbeats import Heartbeats
 from controlplane.services.leases import Leases
+from controlplane.services.public_names import resolver
 from controlplane.services.status import Observer
 from controlplane.services.tokens import Entrance
 from controlplane.settings import Settings
@@ -65,6 +67,7 @@ def create_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] 
         register.router,
         agent.router,
         operator.router,
+        public_names.router,
         authorities.router,
         web.router,
         status.router(),
@@ -98,6 +101,7 @@ def open_services(settings: Settings, database: Database, fabric: Fabric, compil
         observer=Observer(database, delivery, heartbeats, leases, clock),
         gate=Gate(),
         proofs=Proofs(database),
+        txt=resolver(settings.public_names_resolver),
         limits=Limits(limits.parse(settings.rate_limit), limits.parse(settings.failure_rate_limit)),
     )
 

@@ -84,6 +84,11 @@ class Settings(BaseSettings):
 
     rate_limit: Rate = Field("6000/minute", description="Requests of one API credential, per replica.")
     failure_rate_limit: Rate = Field("60/minute", description="Requests without a valid credential from one address, per replica.")
+    public_names_resolver: str = Field(
+        "",
+        pattern=r"^([0-9.]{7,15}(:[0-9]{1,5})?)?$",
+        description="Name server, as IPv4 address[:port], that is asked whether a public name belongs to a tenant; default: the system's.",
+    )
     longest_token_life_s: int = Field(7 * 86400, ge=60, description="Longest life of a registration token, in seconds.")
     keep_metrics_days: int = Field(7, ge=1, description="How long rollups of metrics are kept.")
     keep_audit_days: int = Field(400, ge=1, description="How long the audit log is kept.")

@@ -14,9 +14,11 @@ ROOT = Path(__file__).parent.parent
 OF_NO_TENANT = {
     "authorities.add": "the fabric's own authorities belong to no tenant",
     "edges.list_all": "edges are the same for every tenant",
+    "edges.names": "edges are the same for every tenant",
     "facts.get": "facts about the installation",
     "facts.put": "facts about the installation",
     "sealed.under": "counts what is sealed for everybody",
+    "public_names.list_all": "lists names of all tenants, for operators",
     "tenants.find": "looks for tenants",
     "tenants.list_all": "lists tenants",
 }

@@ -24,7 +24,6 @@ from controlplane.api.deps import AgentSession, CurrentAgent, CurrentServices, N
 from controlplane.api.requests import message
 from controlplane.errors import Forbidden
 from controlplane.services import enrolment, reports, secrets
-from controlplane.services.agents import spend
 from controlplane.services.enrolment import Desk
 
 router = APIRouter(tags=["agents"])
@@ -62,12 +61,15 @@ async def items(request: CurrentAgent, services: CurrentServices) -> Response:
 async def secret_bodies(request: CurrentAgent, services: CurrentServices) -> SecretsAnswer:
     """Bodies of secrets, of those that the site's items name."""
     agent, asked = request.agent, _read(SecretsRequest, request.body)
-    allowed = await services.delivery.secret_refs(agent.tenant_id, agent.site_id, asked.refs)
-    if foreign := set(asked.refs) - allowed:
+    owners = await services.delivery.secret_owners(agent.tenant_id, agent.site_id, asked.refs)
+    if foreign := set(asked.refs) - owners.keys():
         raise Forbidden(f"nothing at this site needs {', '.join(sorted(foreign))}")
-    async with services.database.sessions(agent.tenant_id) as session:
-        await spend(session, agent)
-        found = await secrets.open_secrets(session, agent.tenant_id, asked.refs, services.fabric.ring)
+    await services.proofs.spend(request.agent)
+    found: dict[str, bytes] = {}
+    for tenant_id in set(owners.values()):
+        own = [ref for ref in asked.refs if owners[ref] == tenant_id]
+        async with services.database.sessions(tenant_id) as session:
+            found |= await secrets.open_secrets(session, tenant_id, own, services.fabric.ring)
     return SecretsAnswer(secrets={ref: base64.b64encode(body).decode() for ref, body in found.items()})
 
 

@@ -28,6 +28,7 @@ from controlplane.services.agents import Agent, Agents, Call
 from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery
 from controlplane.services.heartbeats import Heartbeats
+from controlplane.services.public_names import Txt
 from controlplane.services.status import Observer
 from controlplane.services.tokens import Entrance
 from controlplane.store.session import Database
@@ -71,6 +72,8 @@ class Services:
     limits: Limits
     gate: Gate
     proofs: Proofs
+    txt: Txt
+    """Looks TXT records up."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the replica stops: what waits answers at once."""
 

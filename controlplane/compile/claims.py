@@ -54,6 +54,15 @@ def advertised(spec: LoadBalancer) -> tuple[AdvertiseWhere, ...]:
     return spec.advertise_custom.advertise_where if spec.advertise_custom else ()
 
 
+def refused_on_edges(where: AdvertiseWhere, topology: Topology) -> str:
+    """Why it cannot be had on the regional edges that it means; empty if it can, or means none."""
+    name, place = chosen(where, "choice")
+    outside = name != "vk8s_service" and PUBLIC in _NETWORKS[place.network] and not getattr(place, "ip", None)
+    if outside or not topology.edges.intersection(_sites(place, topology)):
+        return ""
+    return "regional edges have the outside network alone, and no VIPs"
+
+
 def _own_ports(spec: LoadBalancer) -> tuple[int, ...]:
     """What `use_default_port` stands for."""
     if isinstance(spec, TcpLoadBalancer):

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from agent.protocol.items import ItemKind
 from agent.protocol.manifest import ItemBody, ManifestAnswer
 from controlplane.auth import refused_proof
-from controlplane.compile.edge import Share, compile_edge
+from controlplane.compile.edge import Share, compile_edge, tenant_of
 from controlplane.compile.intent import Tenant
 from controlplane.compile.site import compile_site
 from controlplane.compile.snapshot import CompiledItem, Snapshot
@@ -159,14 +159,20 @@ class Delivery:
         found = (cache.items.get(hash) or current.get(hash) for hash in hashes)
         return _fitting((item for item in found if item is not None), ANSWER_BYTES)
 
-    async def secret_refs(self, tenant_id: UUID, site_id: str, refs: Sequence[str]) -> set[str]:
-        """Those of these references that the site's items name."""
+    async def secret_owners(self, tenant_id: UUID, site_id: str, refs: Sequence[str]) -> dict[str, UUID]:
+        """Those of these references that the site's items name, and whose secrets they are: on a regional edge, those of many tenants."""
         cache = await self.cache(tenant_id)
-        allowed = _named((await self.published(cache, site_id)).snapshot, refs)
+        allowed = await self._secret_owners(cache, site_id, refs)
         if len(allowed) < len(set(refs)):
             await self.catch_up(cache)
-            allowed = _named((await self.published(cache, site_id)).snapshot, refs)
+            allowed = await self._secret_owners(cache, site_id, refs)
         return allowed
+
+    async def _secret_owners(self, cache: TenantCache, site_id: str, refs: Sequence[str]) -> dict[str, UUID]:
+        named = _named((await self.published(cache, site_id)).snapshot, refs)
+        if not cache.view.sites[site_id].spec.is_edge:
+            return dict.fromkeys(named, cache.id)
+        return {ref: UUID(tenant_of(key)) for ref, key in named.items()}
 
     async def _changed(self, cache: TenantCache, site_id: str, node_id: UUID, deadline: float) -> bool:
         """Wait until the site's manifest may be another one; False when the time is up, or when the node asks anew elsewhere."""
@@ -417,9 +423,11 @@ def _answer(cache: TenantCache, published: Published, known: str | None) -> Mani
     return ManifestAnswer(hash=published.hash, revision=revision, since=known, entries=changed, removed=removed, items=brought)
 
 
-def _named(snapshot: Snapshot, refs: Sequence[str]) -> set[str]:
-    bodies = [item.body for item in snapshot.items.values() if b'"secret:' in item.body]
-    return {ref for ref in refs if any(f'"{ref}"'.encode() in body for body in bodies)}
+def _named(snapshot: Snapshot, refs: Sequence[str]) -> dict[str, str]:
+    """With the key of an item that names it."""
+    naming = [item for item in snapshot.items.values() if b'"secret:' in item.body]
+    found = ((ref, next((item.key for item in naming if f'"{ref}"'.encode() in item.body), None)) for ref in refs)
+    return {ref: key for ref, key in found if key is not None}
 
 
 def _fitting(items: Iterable[CompiledItem], most: int) -> tuple[ItemBody, ...]:

@@ -1,6 +1,6 @@
 """Claims of load balancers on listeners: refused when written, resolved when membership changes."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -14,10 +14,13 @@ from controlplane.resources.base import Key, Ref, Stored
 from controlplane.resources.claim import Place
 from controlplane.resources.envelope import MAX_DETAILS
 from controlplane.resources.registry import refs
+from controlplane.services import public_names
 from controlplane.store import claims as store
+from controlplane.store import edges as edge_store
 from controlplane.store import refs as ref_store
 from controlplane.store import resources as resource_store
 from controlplane.store.claims import Holding, Owner
+from controlplane.store.refs import Referrer
 
 KINDS = ("http_loadbalancer", "tcp_loadbalancer")
 
@@ -30,12 +33,23 @@ async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[An
     kind, key = load_balancer.kind, load_balancer.key
     places = await _places(session, tenant_id, [load_balancer, *([before] if before else [])])
     wanted = claims(load_balancer, places)
+    await public_names.check(session, tenant_id, load_balancer, wanted, places)
     old = claims(before, places) if before else frozenset()
     await store.release(session, tenant_id, [Holding(kind, key, old - wanted)])
     await store.take(session, tenant_id, [Holding(kind, key, wanted)])
     got = (await store.owned(session, tenant_id, kind, [key])).get(key, frozenset())
     if refused := wanted - old - got:
         raise await _taken(session, tenant_id, Holding(kind, key, refused), places)
+
+
+async def on_edges(session: AsyncSession, tenant_id: UUID, referrers: Iterable[Referrer]) -> tuple[str, ...]:
+    """Kind and key of those load balancers among these that have places on regional edges."""
+    edges = {str(edge.uid) for edge in (await _all_edges(session)).values()}
+    found: list[str] = []
+    for kind in KINDS:
+        owned = await store.owned(session, tenant_id, kind, [referrer.key for referrer in referrers if referrer.kind == kind])
+        found += [f"{kind} {key}" for key, claimed in owned.items() if any(claim.site_id in edges for claim in claimed)]
+    return tuple(sorted(found))
 
 
 async def release(session: AsyncSession, tenant_id: UUID, kind: str, keys: Collection[Key]) -> None:
@@ -65,7 +79,7 @@ def _refs(kind: str, keys: Iterable[Key]) -> list[tuple[str, Key]]:
 async def _selecting(session: AsyncSession, tenant_id: UUID, sites: Collection[Stored[Any]]) -> set[Key]:
     """Virtual sites that select one of these."""
     virtual_sites = [resource_store.parsed(json) for json in await resource_store.list_page(session, tenant_id, "virtual_site")]
-    alone = [_intent({"site": [site]}) for site in sites]
+    alone = [_intent({"site": [site]}, {}) for site in sites]
     return {virtual.key for virtual in virtual_sites if any(members(virtual, intent) for intent in alone)}
 
 
@@ -101,16 +115,22 @@ async def _places(session: AsyncSession, tenant_id: UUID, load_balancers: Iterab
         else await resource_store.find(session, tenant_id, "site", named)
     )
     virtual_sites = await resource_store.find(session, tenant_id, "virtual_site", virtual)
-    return _intent({"site": map(resource_store.parsed, sites), "virtual_site": map(resource_store.parsed, virtual_sites)})
+    found = {"site": map(resource_store.parsed, sites), "virtual_site": map(resource_store.parsed, virtual_sites)}
+    return _intent(found, await _all_edges(session))
 
 
-def _intent(objects: dict[str, Iterable[Stored[Any]]]) -> Intent:
+async def _all_edges(session: AsyncSession) -> dict[Key, Stored[Any]]:
+    listed = await edge_store.list_all(session)
+    return {json.key: resource_store.parsed(json) for json, _ in listed.edges} if listed else {}
+
+
+def _intent(objects: Mapping[str, Iterable[Stored[Any]]], edges: Mapping[Key, Stored[Any]]) -> Intent:
     tenant = Tenant(id="", name="", trust_domain="", peer_anchor_pem="")
-    return Intent(tenant, {kind: {stored.key: stored for stored in found} for kind, found in objects.items()})
+    return Intent(tenant, {kind: {stored.key: stored for stored in found} for kind, found in objects.items()}, edges)
 
 
 async def _taken(session: AsyncSession, tenant_id: UUID, refused: Holding, places: Intent) -> ListenerTaken:
-    names = {str(site.uid): site.metadata.name for site in places.of("site").values()}
+    names = {str(site.uid): site.metadata.name for site in (*places.of("site").values(), *places.edges.values())}
     owners: dict[tuple[Place, str | None], Owner] = {}
     for owner in await store.owners(session, tenant_id, refused):
         owners.setdefault((owner.claim.place, owner.claim.domain), owner)

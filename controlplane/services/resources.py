@@ -11,15 +11,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.auth import Caller
 from controlplane.compile import members
-from controlplane.errors import AlreadyExists, FieldError, Forbidden, Invalid, NotFound, StaleVersion, StillReferred
+from controlplane.compile.members import SITES
+from controlplane.errors import AlreadyExists, Conflict, FieldError, Forbidden, Invalid, NotFound, StaleVersion, StillReferred
 from controlplane.pki import KeyRing
 from controlplane.resources.base import Key, Metadata, Resource, Stored
 from controlplane.resources.registry import dump, parse, refs
 from controlplane.resources.selector import Selector
 from controlplane.resources.site import Site
-from controlplane.services import auditing, listening, meshes
+from controlplane.services import auditing, listening, meshes, public_names
 from controlplane.services.sealing import Sealed, seal
 from controlplane.store import changes, nodes, registrations
+from controlplane.store import edges as edge_store
 from controlplane.store import refs as ref_store
 from controlplane.store import resources as store
 from controlplane.store import secrets as secret_store
@@ -46,7 +48,7 @@ async def create(
 ) -> StoredJson:
     """Raises `Invalid`, `NotFound` for the namespace, `AlreadyExists` and `ListenerTaken`."""
     wanted = parse(kind, body, namespace=namespace, tenant=caller.tenant)
-    _check_edge(caller, wanted.spec)
+    await _check_edge(session, caller, wanted.metadata.name, wanted.spec)
     moment = Moment(await changes.raise_revision(session, caller.tenant_id), now)
     await _check(session, caller, kind, wanted.metadata, wanted.spec)
     spec, sealed = await seal(session, caller.tenant_id, ring, wanted.spec, None)
@@ -81,7 +83,7 @@ async def replace(session: AsyncSession, caller: Caller, kind: str, key: Key, bo
     moment = Moment(await changes.raise_revision(session, caller.tenant_id), now)
     before = await get(session, caller, kind, key)
     _check_version(body.get("resource_version"), before.version)
-    _check_edge(caller, wanted.spec, parsed(before).spec)
+    await _check_edge(session, caller, key.name, wanted.spec, parsed(before).spec)
     await _check(session, caller, kind, wanted.metadata, wanted.spec)
     spec, sealed = await seal(session, caller.tenant_id, ring, wanted.spec, parsed(before))
     written = changed(
@@ -138,7 +140,7 @@ async def delete(session: AsyncSession, caller: Caller, kind: str, key: Key, *, 
     """Refused while others refer to it (`StillReferred` lists them); but a site always can be: who refers to it shows `SiteGone`."""
     moment = Moment(await changes.raise_revision(session, caller.tenant_id), now)
     gone = await get(session, caller, kind, key)
-    _check_edge(caller, parsed(gone).spec)
+    await _check_edge(session, caller, key.name, parsed(gone).spec, parsed(gone).spec)
     if kind == "site":
         await _close_site(session, caller, gone, moment)
     else:
@@ -169,6 +171,9 @@ async def _settle(session: AsyncSession, caller: Caller, written: StoredJson, be
         await listening.claim(session, tenant_id, stored, old)
     elif kind == "site" and (old is None or _place(old) != _place(stored)):
         await listening.follow_site(session, tenant_id, stored, *([old] if old else []))
+    elif kind == "origin_pool":
+        users = await ref_store.referrers(session, tenant_id, kind, [written.key])
+        public_names.check_pool(stored, await listening.on_edges(session, tenant_id, users))
     elif kind == "virtual_site":
         await listening.follow_virtual_site(session, tenant_id, written.key)
     elif kind == "site_mesh_group":
@@ -200,18 +205,23 @@ async def _check(session: AsyncSession, caller: Caller, kind: str, metadata: Met
     if metadata.namespace:
         await _check_namespace(session, caller, metadata.namespace)
     missing = await ref_store.missing(session, caller.tenant_id, refs(kind, metadata, spec))
+    if missing and kind in listening.KINDS:
+        edges = await edge_store.names(session)
+        missing = tuple(ref for ref in missing if ref.kind != "site" or ref.key not in edges)
     if missing:
         details = [FieldError(ref.path, f"{ref.kind} {_name(ref.key)} does not exist") for ref in missing]
         raise Invalid(f"{details[0].field}: {details[0].description}", details)
 
 
-def _check_edge(caller: Caller, spec: Resource, before: Resource | None = None) -> None:
-    """Regional edges are the operator's, and a site is one for good or never."""
+async def _check_edge(session: AsyncSession, caller: Caller, name: str, spec: Resource, before: Resource | None = None) -> None:
+    """Regional edges are the operator's, a site is one for good or never, and no other has the name of one."""
     if not isinstance(spec, Site):
         return
     if isinstance(before, Site) and before.site_type != spec.site_type:
         description = f"cannot become {spec.site_type}: delete the site, and create it anew"
         raise Invalid(f"spec.site_type: {before.site_type} {description}", [FieldError("spec.site_type", description)])
+    if before is None and not spec.is_edge and Key(SITES, name) in await edge_store.names(session):
+        raise Conflict(f"{name} is the name of a regional edge", [FieldError("metadata.name", "is that of a regional edge")])
     if spec.is_edge and not caller.runs_edges:
         description = "regional edges are made and changed by the operator, in the operator's tenant"
         raise Forbidden(description, [FieldError("spec.site_type", description)])

@@ -9,6 +9,7 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from controlplane.resources.base import Key
 from controlplane.store.changes import StoredJson, written
 from controlplane.store.rows import value, values
 from controlplane.store.tables import HomeEdgesRow, ResourceRow
@@ -56,6 +57,11 @@ async def list_all(definer: AsyncConnection | AsyncSession) -> EdgeList | None:
         return None
     found = ((written(row.site), tuple(row.gateways or ())) for row in rows if row.site)
     return EdgeList(rows[0].tenant_id, rows[0].revision, tuple(found))
+
+
+async def names(session: AsyncSession) -> frozenset[Key]:
+    listed = await list_all(session)
+    return frozenset(json.key for json, _ in listed.edges) if listed else frozenset()
 
 
 async def shares(definer: AsyncConnection, tenant_ids: Collection[UUID] | None) -> tuple[ShareRow, ...]:
