@@ -14,24 +14,22 @@ from agent.envoy.inputs import NodeIdentity
 from agent.protocol.enrolment import Credentials
 from agent.protocol.items import Gateway
 from lab.api import Api, Refused
-from lab.fabric import Fabric
 from lab.site import GATEWAY_PORT
 from lab.specs import advertise, tcp_loadbalancer
 from lab.wait import until
 from tests.e2e.certificates import Authority
 from tests.e2e.gateway_client import Http2, connect, dial, get, through
 from tests.e2e.origins import Origin
-from tests.e2e.two_sites import TwoSites, simple, to, two_sites
+from tests.e2e.two_sites import TwoSites, simple, to
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def sites(show_logs_of: list[Fabric]) -> AsyncIterator[TwoSites]:
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def sites(shared_sites: TwoSites) -> TwoSites:
     """Pool `far` with its origin in `b`."""
-    async with two_sites(show_logs_of) as sites:
-        await sites.pool("far", await sites.origin("b", "far"))
-        yield sites
+    await shared_sites.pool("far", await shared_sites.origin("b", "far"))
+    return shared_sites
 
 
 @pytest.fixture

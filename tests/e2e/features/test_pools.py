@@ -3,29 +3,25 @@
 import asyncio
 import sys
 from base64 import b64encode
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
-from lab.fabric import Fabric
 from lab.process import Process
 from lab.specs import k8s_pool
 from lab.wait import until
 from tests.e2e.origins import Origin
-from tests.e2e.two_sites import TwoSites, locator, simple, two_sites
+from tests.e2e.two_sites import TwoSites, locator, simple
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 
 ECHO = (sys.executable, "-m", "lab.echo")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def sites(show_logs_of: list[Fabric]) -> AsyncIterator[TwoSites]:
-    async with two_sites(show_logs_of) as sites:
-        yield sites
+@pytest.fixture
+def sites(shared_sites: TwoSites) -> TwoSites:
+    return shared_sites
 
 
 async def pair(sites: TwoSites, name: str, *at: str) -> list[Origin]:
@@ -285,6 +281,6 @@ async def test_services_of_another_cluster_are_found_by_its_kubeconfig_and_id(si
     await sites.settles("far-open.test", {"pod"}, 2)
     await sites.settles("far-shut.test", {"node"}, 2)
     unnamed = {"service_name": "far.elsewhere", "site_locator": locator("b"), "inside_network": {}}
-    await sites.fabric.api.create("origin_pool", "far", {"origin_servers": [{"k8s_service": unnamed}], "port": 80})
-    assert (await sites.call(await sites.load_balancer("far", "far"))).status_code == 503
+    await sites.fabric.api.create("origin_pool", "far-unnamed", {"origin_servers": [{"k8s_service": unnamed}], "port": 80})
+    assert (await sites.call(await sites.load_balancer("far-unnamed", "far-unnamed"))).status_code == 503
     await cluster.client.aclose()

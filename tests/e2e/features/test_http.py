@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 from base64 import b64encode
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,22 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from lab.fabric import Fabric
 from lab.specs import advertise, k8s_pool
 from tests.e2e.certificates import Authority, Pair, inline
 from tests.e2e.origins import Origin
-from tests.e2e.two_sites import TwoSites, simple, to, two_sites
+from tests.e2e.two_sites import TwoSites, simple, to
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.timeout(120)]
 
 PERCENT = 'a "quoted" 100%, %REQ(authorization)% and %%'
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def sites(show_logs_of: list[Fabric]) -> AsyncIterator[TwoSites]:
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def sites(shared_sites: TwoSites) -> TwoSites:
     """Pools `first` and `second`, each with one origin of that name in `b`."""
-    async with two_sites(show_logs_of) as sites:
-        for name in ("first", "second"):
-            await sites.pool(name, await sites.origin("b", name))
-        yield sites
+    for name in ("first", "second"):
+        await shared_sites.pool(name, await shared_sites.origin("b", name))
+    return shared_sites
 
 
 @pytest.fixture
@@ -287,13 +284,13 @@ async def test_two_load_balancers_share_a_tls_port_by_server_name(sites: TwoSite
 
 
 async def test_the_private_key_of_a_certificate_is_not_read_back(sites: TwoSites) -> None:
-    pair = Authority.create().issue("kept.test")
-    await sites.load_balancer("kept", "first", **https(pair))
-    read = await sites.fabric.api.get("http_loadbalancer", "kept")
+    pair = Authority.create().issue("kept-key.test")
+    await sites.load_balancer("kept-key", "first", **https(pair))
+    read = await sites.fabric.api.get("http_loadbalancer", "kept-key")
     (certificate,) = read["spec"]["https"]["tls_parameters"]["tls_certificates"]
     assert certificate["certificate_url"] == pair.as_field()["certificate_url"]
     assert certificate["private_key"].keys() == {"blindfold_secret_info"}
-    await sites.change("http_loadbalancer", "kept", read["spec"])
+    await sites.change("http_loadbalancer", "kept-key", read["spec"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="port 80 needs root")
