@@ -1,15 +1,15 @@
 """How many agents are served at once. When all of them come back together, users are still answered, and so is everybody, in turn."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from random import uniform
 from uuid import UUID
 
 from controlplane.errors import TooManyRequests
 from controlplane.services.agents import Agent, expiry, judge
+from controlplane.services.batches import Batches
 from controlplane.store import nodes
 from controlplane.store.nodes import Verdict
 from controlplane.store.session import Database
@@ -45,49 +45,20 @@ class Gate:
             self._places.release()
 
 
-Key = tuple[UUID, str]
-"""Of a proof: node and `jti`."""
-
-
-@dataclass
-class _Batch:
-    """Proofs of one tenant that are spent in one transaction."""
-
-    proofs: dict[Key, datetime] = field(default_factory=dict)
-    verdicts: asyncio.Future[dict[Key, Verdict]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-
-
 class Proofs:
-    """Spends proofs of calls that only read. What comes while one transaction runs shares the next."""
+    """Spends proofs of calls that only read: many in one transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._next: dict[UUID, _Batch] = {}
-        self._running: dict[UUID, asyncio.Task[None]] = {}
+        self._batches = Batches(self._spend)
 
     async def spend(self, agent: Agent) -> None:
         """Raises `Unauthenticated` for a proof that was used before, and for a node that was revoked a moment ago."""
-        batch = self._next.get(agent.tenant_id)
-        if batch is None:
-            batch = self._next[agent.tenant_id] = _Batch()
-        mine = (agent.node.id, agent.proof.jti)
-        if mine in batch.proofs:
+        proof = (agent.node.id, agent.proof.jti)
+        if self._batches.waits(agent.tenant_id, proof):
             judge(agent, "replayed")
-        batch.proofs[mine] = expiry(agent.proof)
-        if agent.tenant_id not in self._running:
-            self._running[agent.tenant_id] = asyncio.create_task(self._run(agent.tenant_id))
-        judge(agent, (await asyncio.shield(batch.verdicts))[mine])
+        judge(agent, await self._batches.ask(agent.tenant_id, proof, expiry(agent.proof)))
 
-    async def _run(self, tenant_id: UUID) -> None:
-        try:
-            while batch := self._next.pop(tenant_id, None):
-                try:
-                    async with self._database.sessions(tenant_id) as session:
-                        verdicts = await nodes.spend_all(session, tenant_id, batch.proofs)
-                except Exception as error:  # noqa: BLE001 - it is for those who wait, and logged for them
-                    batch.verdicts.set_exception(error)
-                    batch.verdicts.exception()
-                else:
-                    batch.verdicts.set_result(verdicts)
-        finally:
-            del self._running[tenant_id]
+    async def _spend(self, tenant_id: UUID, proofs: Mapping[tuple[UUID, str], datetime]) -> Mapping[tuple[UUID, str], Verdict]:
+        async with self._database.sessions(tenant_id) as session:
+            return await nodes.spend_all(session, tenant_id, proofs)

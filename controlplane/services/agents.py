@@ -1,5 +1,7 @@
 """Which node is calling: the proof of possession that every call of an agent carries."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -17,6 +19,9 @@ from controlplane.services.delivery import Delivery, TenantCache
 from controlplane.store import nodes as store
 from controlplane.store.nodes import Node
 from controlplane.store.session import Database
+
+_LOOKUPS = 2
+"""Of nodes whose tenants are not in memory: so many at once."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Agents:
         self._delivery = delivery
         self._tenants: dict[UUID, UUID] = {}
         """Tenant of a node; never changes."""
+        self._lookups = asyncio.Semaphore(_LOOKUPS)
 
     async def recognise(self, call: Call, now: datetime) -> Agent:
         """Raises `Unauthenticated` with the reason as the field of its detail.
@@ -91,20 +97,29 @@ class Agents:
         return Agent(cache, node, proof)
 
     async def _cache(self, node_id: UUID) -> TenantCache:
-        if node_id not in self._tenants and (known := self._delivery.tenant_of(node_id)):
-            self._tenants[node_id] = known
         if node_id not in self._tenants:
-            async with self._database.definer() as connection:
-                found = await connection.execute(text("SELECT tenant_id FROM node_by_id(:id)"), {"id": node_id})
-            tenant_id = found.scalar()
-            if tenant_id is None:
-                raise _unknown(node_id)
-            self._tenants[node_id] = tenant_id
+            self._tenants[node_id] = await self._tenant(node_id)
         try:
             return await self._delivery.cache(self._tenants[node_id])
         except NotFound:
             del self._tenants[node_id]
             raise _unknown(node_id) from None
+
+    async def _tenant(self, node_id: UUID) -> UUID:
+        """By memory, or by the database; when many call at once, the first ones bring what the others need."""
+        if known := self._delivery.tenant_of(node_id):
+            return known
+        async with self._lookups:
+            if known := self._delivery.tenant_of(node_id):
+                return known
+            async with self._database.definer() as connection:
+                found = await connection.execute(text("SELECT tenant_id FROM node_by_id(:id)"), {"id": node_id})
+            tenant_id: UUID | None = found.scalar()
+            if tenant_id is None:
+                raise _unknown(node_id)
+            with suppress(NotFound):
+                await self._delivery.cache(tenant_id)
+            return tenant_id
 
 
 async def spend(session: AsyncSession, agent: Agent) -> None:

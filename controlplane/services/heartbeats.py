@@ -1,7 +1,7 @@
 """Signs of life: taken in memory, written in batches, judged by leases."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -11,10 +11,11 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from agent.protocol.report import Heartbeat, HeartbeatAnswer
 from controlplane.services.agents import Agent
+from controlplane.services.batches import Batches
 from controlplane.store import nodes as store
 from controlplane.store.changes import announce_status
 from controlplane.store.nodes import NodeStatus
-from controlplane.store.observations import boot_is_known
+from controlplane.store.observations import known_boots
 from controlplane.store.session import Database
 
 log = structlog.get_logger()
@@ -61,6 +62,23 @@ class Taken:
     """Whether it says something that somebody may be waiting for."""
 
 
+@dataclass(frozen=True)
+class Clock:
+    """Of one boot of a node, against this one."""
+
+    boot_id: str
+    ahead_s: float
+    """As much as any heartbeat showed: by the one that took the least time."""
+    late_s: float | None = None
+    """What the last one showed, if that one was late."""
+
+    def after(self, ahead_s: float, longest_s: float) -> "Clock":
+        """A clock that was set back shows the same again; what was under way for longer than `longest_s` does not."""
+        if ahead_s >= self.ahead_s or (self.late_s is not None and abs(self.late_s - ahead_s) < 1):
+            return Clock(self.boot_id, ahead_s)
+        return replace(self, late_s=ahead_s if self.ahead_s - ahead_s > longest_s else None)
+
+
 class Heartbeats:
     """Of one replica."""
 
@@ -71,6 +89,8 @@ class Heartbeats:
         """By tenant and node."""
         self._reported: dict[UUID, str] = {}
         """Nodes of whose boot there is a report."""
+        self._boots = Batches(self._known_boots)
+        self._clocks: dict[UUID, Clock] = {}
         self._asked: dict[UUID, tuple[str, datetime]] = {}
         """Nodes of whose boot there was none, and when they were asked for it."""
         self._replaced: dict[UUID, str] = {}
@@ -83,8 +103,11 @@ class Heartbeats:
         """Since when heartbeats could have been heard and written; None while they cannot."""
 
     async def take(self, agent: Agent, heartbeat: Heartbeat, now: datetime) -> HeartbeatAnswer:
-        """What is not newer than the last of its boot changes nothing."""
+        """What is not newer than the last of its boot changes nothing, nor does what was under way for longer than a lease."""
         status = _status(agent.node.id, heartbeat, now)
+        fleet = agent.cache.view.fleet.size
+        if self._is_late(status, fleet):
+            return HeartbeatAnswer(pace_s=pace_s(fleet), now=now.timestamp())
         last = self._last.get(agent.node.id)
         if last is not None and last.boot_id != status.boot_id:
             self._note_boot(last, status)
@@ -149,6 +172,18 @@ class Heartbeats:
             self._twins[status.node_id] = status.last_heartbeat_at
         self._replaced[status.node_id] = last.boot_id
 
+    async def _known_boots(self, tenant_id: UUID, asked: Mapping[tuple[UUID, str], None]) -> Mapping[tuple[UUID, str], bool]:
+        async with self._database.sessions(tenant_id) as session:
+            known = await known_boots(session, tenant_id, asked)
+        return {boot: boot in known for boot in asked}
+
+    def _is_late(self, status: NodeStatus, fleet: int) -> bool:
+        known = self._clocks.get(status.node_id)
+        if known is None or known.boot_id != status.boot_id:
+            known = Clock(status.boot_id, status.clock_skew_s)
+        clock = self._clocks[status.node_id] = known.after(status.clock_skew_s, lease(fleet).total_seconds())
+        return clock.late_s is not None
+
     def _has_twin(self, node_id: UUID, fleet: int, now: datetime) -> bool:
         seen = self._twins.get(node_id)
         return seen is not None and now - seen <= lease(fleet)
@@ -164,10 +199,9 @@ class Heartbeats:
             asked = self._asked.get(agent.node.id)
             if asked and asked[0] == boot_id and now - asked[1] < ASKED_AGAIN_AFTER:
                 return True
-            async with self._database.sessions(agent.tenant_id) as session:
-                if not await boot_is_known(session, agent.tenant_id, agent.node.id, boot_id):
-                    self._asked[agent.node.id] = (boot_id, now)
-                    return False
+            if not await self._boots.ask(agent.tenant_id, (agent.node.id, boot_id), None):
+                self._asked[agent.node.id] = (boot_id, now)
+                return False
             self._reported[agent.node.id] = boot_id
         return True
 

@@ -114,12 +114,11 @@ async def edges(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUI
 # Boots of nodes: a report is known by (boot id, sequence)
 
 
-async def boot_is_known(session: AsyncSession, tenant_id: UUID, node_id: UUID, boot_id: str) -> bool:
-    """Whether this boot of the node has reported at all."""
-    return (
-        await session.scalar(select(MetricSequenceRow.sequence).filter_by(tenant_id=tenant_id, node_id=node_id, boot_id=boot_id))
-        is not None
-    )
+async def known_boots(session: AsyncSession, tenant_id: UUID, boots: Collection[tuple[UUID, str]]) -> set[tuple[UUID, str]]:
+    """Those of these boots of nodes that have reported at all."""
+    columns = (MetricSequenceRow.node_id, MetricSequenceRow.boot_id)
+    query = select(*columns).filter_by(tenant_id=tenant_id).where(MetricSequenceRow.node_id.in_([node_id for node_id, _ in boots]))
+    return {(node_id, boot_id) for node_id, boot_id in await session.execute(query)} & {*boots}
 
 
 async def note_boot(session: AsyncSession, tenant_id: UUID, node_id: UUID, boot_id: str) -> None:

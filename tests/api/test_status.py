@@ -259,6 +259,18 @@ async def test_an_old_heartbeat_changes_nothing(live: FastAPI, user: httpx.Async
         assert (await status(user))["applied"]
 
 
+async def test_a_heartbeat_that_was_under_way_for_too_long_is_no_sign_of_life(live: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(live, user, "a") as made:
+        heartbeats = live.state.services.heartbeats
+
+        async def taken(late_s: float) -> bool:
+            sequence = made.sequence + 1
+            await made.beat(sent_at=now().timestamp() - late_s)
+            return any(status.sequence == sequence for status in heartbeats._last.values() if status.boot_id == made.boot_id)
+
+        assert [await taken(late_s) for late_s in (0, 5, 60, 0, 60, 60, 60)] == [True, True, False, True, False, True, True]
+
+
 async def test_a_poll_waits_no_longer_than_it_asked(live: FastAPI, user: httpx.AsyncClient) -> None:
     async with admitted(live, user, "a") as made:
         before = await made.manifest()
