@@ -28,7 +28,7 @@ class PoolView:
     spare: tuple[tuple[str, int], ...] = ()
     """Likewise those that drain or are lost: used when nothing else serves."""
     via: frozenset[tuple[str, str]] = frozenset()
-    """Sites that are reached by another path than the preferred one, and which."""
+    """Sites that are not reached directly, and by which path."""
 
     @property
     def key(self) -> str:
@@ -100,7 +100,7 @@ def view(
 ) -> PoolView:
     """`dialable`: ids of the sites that there are paths to; `draining` those of them that should not serve, `lost` those that are silent.
 
-    `via`: the path in use to those where it is not the preferred one.
+    `via`: the path in use to those where it is not the direct one.
     """
     here, elsewhere = _origins(item, scope.site_id)
     reachable = [site for site in elsewhere if site in dialable]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from agent.envoy.inputs import AgentSnapshot, Item, LocalState, Scope, body
-from agent.envoy.paths import Path, paths
+from agent.envoy.paths import DIRECT, Path, paths
 from agent.envoy.pools import PoolView, bucket, dials, view
 from agent.envoy.problems import Unrenderable
 from agent.protocol.items import ItemKind, Peer
@@ -54,6 +54,6 @@ class Sources:
 
 
 def _around(paths: tuple[Path, ...]) -> str | None:
-    """The path in use, if it is not the preferred one."""
+    """The path in use, if it is not the direct one."""
     used = next((path for path in paths if path.usable), paths[0])
-    return None if used is paths[0] else used.way.path
+    return None if used.way.path == DIRECT else used.way.path

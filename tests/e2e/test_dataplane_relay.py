@@ -120,6 +120,44 @@ async def test_when_an_edge_fails_requests_go_through_the_second_and_none_is_los
     await world.paths()
 
 
+async def test_an_edge_that_drains_is_left_at_once_and_costs_no_request(world: Relayed) -> None:
+    world.a.knows(world.peer(world.b, direct=False))
+    await world.a.apply()
+
+    async def through(edge: str) -> bool:
+        return await world.used() == {edge}
+
+    await until(lambda: through("e"), "requests to go through e")
+    happened = asyncio.Event()
+    running = asyncio.create_task(_steadily(world, happened, 10))
+    world.a.knows(world.edge(world.e, draining=True))
+    await world.a.apply()
+    happened.set()
+    assert set(await running) == {"served"}
+    assert await world.used() == {"f"}
+    world.a.knows(world.edge(world.e), world.peer(world.b))
+    await world.a.apply()
+
+
+async def test_a_connection_stays_on_its_path_while_new_ones_take_another(world: Relayed) -> None:
+    port = free_port(world.a.host)
+    async with tcp_pod(world.b.host, named("b")) as endpoint:
+        for site in (world.a, world.b):
+            site.knows(pool("shop/kept", world.b.site_id))
+        world.a.knows(tcp("shop/kept", "shop/kept"), listener(port, "shop/kept", protocol="tcp"))
+        world.b.knows(export("shop/kept", use(world.a, load_balancer="shop/kept", protocol="tcp")))
+        world.b.endpoints("shop/kept", "pods", [endpoint])
+        await world.b.apply()
+        await world.uses("b")
+        reader, writer = await asyncio.open_connection(world.a.host, port)
+        assert await reader.readexactly(1) == b"b"
+        await world.uses("e", direct=False)
+        writer.write(b"still here")
+        assert await reader.readexactly(10) == b"still here"
+        writer.close()
+    await world.paths()
+
+
 async def test_an_edge_that_is_killed_costs_no_request_and_gets_its_tunnels_back(world: Relayed) -> None:
     await world.uses("e", direct=False)
     happened = asyncio.Event()
