@@ -45,9 +45,9 @@ openapi: $(INSTALLED) ## Export the API's description
 COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock'
 
-lock: $(INSTALLED) ## Resolve the dependencies anew: for development, and the part of it that containers need
+lock: $(INSTALLED) ## Resolve the dependencies anew: for development, and the parts of it that containers need
 	$(COMPILE) --extra dev --upgrade -o requirements.lock
-	$(COMPILE) --extra controlplane --extra agent --extra build --constraint requirements.lock -o deploy/requirements.lock
+	for part in build controlplane agent; do $(COMPILE) --extra $$part --constraint requirements.lock -o deploy/containers/$$part.lock || exit 1; done
 
 packages:
 	@.ci/packages

@@ -5,6 +5,7 @@
 #   ISTHMUS_CA     file with the certificate authority of that URL
 #   ISTHMUS_TOKEN  an API token; the control plane writes the operator's to a file
 #   SITE_A SITE_B  names of the sites (cluster-a and cluster-b)
+#   ORIGINS        `services` of Kubernetes (the default), or `names` that the sites look up
 set -euo pipefail
 SITE_A=${SITE_A:-cluster-a} SITE_B=${SITE_B:-cluster-b}
 bold=$'\e[1m' plain=$'\e[0m'
@@ -64,16 +65,18 @@ apply $config/bank/healthchecks connects <<JSON
  "spec": {"tcp_health_check": {}, "interval": 1, "timeout": 1, "healthy_threshold": 1, "unhealthy_threshold": 2}}
 JSON
 
-# pool NAME SITE PORT HEALTHCHECK: a Kubernetes service of one site
+# pool NAME SITE PORT HEALTHCHECK: a service of one site
 pool() {
+    local origin="\"k8s_service\": {\"service_name\": \"$1.shop\", \"vk8s_networks\": {}"
+    [ "${ORIGINS:-services}" = services ] || origin="\"private_name\": {\"dns_name\": \"$1\", \"inside_network\": {}"
     apply $config/bank/origin_pools "$1" <<JSON
 {"metadata": {"name": "$1"},
- "spec": {"origin_servers": [{"k8s_service": {"service_name": "$1.shop", "vk8s_networks": {},
+ "spec": {"origin_servers": [{$origin,
                               "site_locator": {"site": {"namespace": "system", "name": "$2"}}}}],
           "port": $3, "no_tls": {}, "loadbalancer_algorithm": "ROUND_ROBIN", "healthcheck": [{"name": "$4"}]}}
 JSON
 }
-echo "Kubernetes services as origins: the front page runs in $SITE_A, everything else in $SITE_B."
+echo "Services as origins: the front page runs in $SITE_A, everything else in $SITE_B."
 pool web "$SITE_A" 8080 alive
 pool transfers "$SITE_B" 8080 alive
 pool referrals "$SITE_B" 8080 alive
