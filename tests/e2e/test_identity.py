@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,22 +20,27 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)
 ECHO = (sys.executable, "-m", "lab.echo")
 OWN = "/api/register/namespaces/system/authority"
 FABRIC = "/api/operator/authorities"
+Talk = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fabric(show_logs_of: list[Fabric]) -> AsyncIterator[Fabric]:
-    """Service `echo` and `bytes` in b, called from a and c."""
+    """Services `echo` and `bytes` in b, called from a and c, and `back` in c, called from a."""
     async with Fabric(("a", "b", "c")) as fabric:
         show_logs_of.append(fabric)
         b, api = fabric.site("b"), fabric.api
         await b.cluster.deploy("echo", ECHO)
         await b.cluster.deploy("bytes", [*ECHO, "--tcp"], port=9000)
+        await fabric.site("c").cluster.deploy("back", [*ECHO, "--tcp"], port=9000)
         await api.create("origin_pool", "echo", k8s_pool("echo", ["b"]))
         await api.create("origin_pool", "bytes", k8s_pool("bytes", ["b"], port=9000))
+        await api.create("origin_pool", "back", k8s_pool("back", ["c"], port=9000))
+        await api.create("tcp_loadbalancer", "back", tcp_loadbalancer(["back"], ["a"], 9001))
         await api.create("http_loadbalancer", "echo", http_loadbalancer("echo.test", ["echo"], ["a"]))
         await api.create("tcp_loadbalancer", "bytes", tcp_loadbalancer(["bytes"], ["a", "c"], 9000))
         await api.applied("http_loadbalancer", "echo")
         await api.applied("tcp_loadbalancer", "bytes")
+        await api.applied("tcp_loadbalancer", "back")
         client = await fabric.site("a").http(8080, "echo.test")
 
         async def answers() -> bool:
@@ -91,10 +97,35 @@ async def test_the_root_is_replaced_and_agents_follow(fabric: Fabric) -> None:
     assert traffic.failures == []
 
 
-async def test_an_idle_connection_of_a_site_ends_when_the_site_is_let_out(fabric: Fabric) -> None:
-    reader, writer = await fabric.site("c").connect(9000)
-    writer.write(b"hello\n")
-    assert await asyncio.wait_for(reader.read(64), 20)
+async def test_a_site_that_is_let_out_loses_its_idle_connections_and_is_called_no_more(fabric: Fabric) -> None:
+    idle, called = await talking(fabric, "c", 9000), await talking(fabric, "a", 9001)
+    called[1].close()
     await fabric.api.delete("site", "c")
-    assert await asyncio.wait_for(reader.read(), 60) == b""
-    writer.close()
+    with suppress(ConnectionError):
+        await asyncio.wait_for(idle[0].read(), 60)
+    assert idle[0].at_eof() or idle[0].exception()
+    idle[1].close()
+
+    async def refused() -> bool:
+        reader, writer = await fabric.site("a").connect(9001)
+        writer.write(b"hello\n")
+        answer = await asyncio.wait_for(reader.read(64), 20)
+        writer.close()
+        return answer == b""
+
+    await until(refused, "the site to be called no more", within_s=60)
+
+
+async def talking(fabric: Fabric, site: str, port: int) -> Talk:
+    """A connection over which something was answered."""
+
+    async def answered() -> list[Talk]:
+        reader, writer = await fabric.site(site).connect(port)
+        writer.write(b"hello\n")
+        if await asyncio.wait_for(reader.read(64), 20):
+            return [(reader, writer)]
+        writer.close()
+        return []
+
+    (talk,) = await until(answered, f"port {port} at {site} to answer")
+    return talk
