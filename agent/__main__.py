@@ -3,19 +3,16 @@
 import asyncio
 import inspect
 import json
-import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO, cast
+from typing import Annotated, Any, NoReturn
 
-import structlog
 import typer
 from pydantic import ValidationError
 
 from agent.errors import AgentError
+from agent.log import configure
 from agent.settings import Settings
 
 app = typer.Typer(
@@ -60,7 +57,7 @@ def run(settings: Settings) -> None:
     """
     from agent.run import run as serve
 
-    _configure_logs(settings.log_level)
+    configure(settings.log_level)
     try:
         asyncio.run(serve(settings))
     except AgentError as error:
@@ -113,31 +110,6 @@ def _lines(said: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
         yield "discovery", f"{name} {'connected' if discovery['connected'] else discovery['reason']}"
     for warning in said["warnings"]:
         yield "warning", warning
-
-
-def _configure_logs(level: str) -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy())),
-    )
-
-
-class _Lossy:
-    """Standard error, which may be a file on a full disk or a pipe that nobody reads: no reason to stop serving."""
-
-    def write(self, text: str) -> None:
-        with suppress(OSError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
 
 
 def _fail(message: str) -> NoReturn:

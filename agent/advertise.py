@@ -5,14 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-import structlog
-
 from agent.control import source_address
 from agent.errors import Unreachable
+from agent.log import log
 from agent.protocol.items import Gateway
 from agent.settings import NOWHERE, Settings, host_and_port
-
-log = structlog.get_logger()
 
 _AGAIN_S = 60.0
 _ANY = ("0.0.0.0", "::")  # noqa: S104  # to recognise them

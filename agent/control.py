@@ -18,7 +18,6 @@ from uuid import uuid4
 
 import httpx2
 import jwt
-import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
@@ -51,8 +50,6 @@ from agent.protocol.manifest import (
     SecretsRequest,
 )
 from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH, Heartbeat, HeartbeatAnswer, Report
-
-log = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 from random import uniform
 from typing import NoReturn, TypeVar
 
-import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,6 +18,7 @@ from cryptography.x509.oid import NameOID
 from agent.backoff import backoff
 from agent.control import ControlPlane, Signer, pinned_anchors, token_claims
 from agent.errors import AgentError, Busy, Misconfigured, NotAdmitted, StorageFailed, Unreachable
+from agent.log import log
 from agent.protocol.enrolment import (
     BootstrapRequest,
     BootstrapSpec,
@@ -30,8 +30,6 @@ from agent.protocol.enrolment import (
     TokenClaims,
 )
 from agent.state import StateDirectory
-
-log = structlog.get_logger()
 
 T = TypeVar("T")
 

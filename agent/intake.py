@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn, Protocol
 
-import structlog
 from cryptography import x509
 from pydantic import ValidationError
 
 from agent.backoff import backoff
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
 from agent.errors import AgentError, Busy, NotRecognised, Refused, Unreachable
+from agent.log import log
 from agent.protocol.base import content_hash
 from agent.protocol.items import TYPES, ItemKind, Site
 from agent.protocol.manifest import Entry, ItemBody, Manifest, ManifestAnswer
 from agent.protocol.report import Rejection
 from agent.state import Saved
-
-log = structlog.get_logger()
 
 _SECRET = re.compile(r"secret:[0-9a-f-]{36}:[0-9]+")
 _REASON_LENGTH = 4096

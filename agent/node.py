@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 import certifi
-import structlog
 
 from agent.advertise import Advertiser
 from agent.control import ControlPlane
@@ -22,6 +21,7 @@ from agent.envoy.bootstrap import bootstrap
 from agent.envoy.inputs import Addresses, AgentSnapshot, NodeIdentity, body
 from agent.envoy.resources import Resources
 from agent.intake import Intake, restored
+from agent.log import log
 from agent.origins import SiteOrigins
 from agent.paths import home_edges
 from agent.peers import Exports, PeerServer
@@ -37,8 +37,6 @@ from agent.settings import Settings, host_and_port
 from agent.state import Keeper, StateDirectory, private_key_pem
 from agent.status import StatusFile
 from agent.xds import Outcome, XdsServer
-
-log = structlog.get_logger()
 
 VERSION = version("isthmus")
 _SHOWN = {"site_id", "path", "state", "since", "in_use", "reason", "tunnels", "error"}

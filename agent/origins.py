@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 
-import structlog
-
 from agent.discovery.dns import FollowedNames
 from agent.discovery.kubeconfig import ClusterAccess, from_item
 from agent.discovery.kubernetes import MAX_REASON, WatchedCluster
@@ -17,8 +15,6 @@ from agent.envoy.inputs import AgentSnapshot, Endpoint, Item, OriginId, body
 from agent.errors import Misconfigured
 from agent.protocol.items import Discovery, ItemKind, Origin, OriginPool
 from agent.protocol.report import DiscoveryReport
-
-log = structlog.get_logger()
 
 _REMEMBERED = 20_000
 _PATIENCE_S = 5.0

@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import httpx2
-import structlog
 
 from agent.backoff import backoff
 from agent.errors import Misconfigured, ProxyFailed
+from agent.log import log
 from agent.protocol.base import Message, content_hash
-
-log = structlog.get_logger()
 
 ProxyState = Literal["starting", "live", "down"]
 
@@ -163,7 +161,7 @@ class Proxy:
                 await self._ended(self.pid)
                 log.warning("envoy ended", pid=self.pid, code=self._reap())
             except (OSError, ProxyFailed) as error:
-                log.error("envoy does not start", error=str(error))  # noqa: TRY400  # the message says it all
+                log.error("envoy does not start", error=str(error))  # the message says it all
             self.pid = None
             if loop.time() - began > _STEADY_S:
                 delays = backoff(0.2, 10.0)

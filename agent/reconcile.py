@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol, cast
 
-import structlog
-
 from agent.backoff import backoff
 from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId, LocalState, NodeIdentity, OriginId, PeerView
 from agent.envoy.render import render
@@ -21,14 +19,13 @@ from agent.envoy.resources import Problem, Resource, Resources
 from agent.errors import AgentError, ProxyFailed
 from agent.intake import Wanted, readable
 from agent.isolate import Accepted, Trial, accept
+from agent.log import log
 from agent.paths import REVERSE, Watch, relieved, watches
 from agent.protocol.items import ItemKind
 from agent.protocol.manifest import Entry
 from agent.protocol.report import Rejection
 from agent.state import Saved, SavedEndpoint
 from agent.xds import Nack, Outcome
-
-log = structlog.get_logger()
 
 SPACING_S = 0.05
 """Between passes, so that a burst of changes becomes one; the first of a burst is not delayed."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from random import uniform
 from typing import Any, NoReturn, Protocol
 
-import structlog
-
 from agent.backoff import backoff
 from agent.errors import AgentError, Busy, Refused
+from agent.log import log
 from agent.protocol.items import Gateway
 from agent.protocol.report import (
     MOST_REJECTED,
@@ -29,8 +28,6 @@ from agent.protocol.report import (
 )
 from agent.proxy import ProxyState
 from agent.reconcile import Verdict
-
-log = structlog.get_logger()
 
 _FIRST_PACE_S = 3.0
 _LOOK_EVERY_S = 1.0

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
-import structlog
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,12 +25,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import ValidationError
 
 from agent.errors import DirectoryInUse, StorageFailed
+from agent.log import log
 from agent.protocol.base import Message
 from agent.protocol.enrolment import Credentials
 from agent.protocol.manifest import Entry
 from agent.protocol.report import Rejection
-
-log = structlog.get_logger()
 
 _SAVE_AFTER_S = 0.5
 """So that telling the control plane of a change does not wait for its disk."""
@@ -169,7 +167,7 @@ class Keeper:
             await asyncio.to_thread(self._directory.save_snapshot, latest)
         except StorageFailed as error:
             if self.warning is None:
-                log.error("the config cannot be saved; serving on", error=str(error))  # noqa: TRY400  # expected, and said once
+                log.error("the config cannot be saved; serving on", error=str(error))  # expected, and said once
             self.warning = f"the config cannot be saved: {error}"
         else:
             self.warning, self._written = None, latest

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import structlog
-
 from agent.errors import StorageFailed
+from agent.log import log
 from agent.state import write
-
-log = structlog.get_logger()
 
 NAME = "status.json"
 _EVERY_S = 1.0

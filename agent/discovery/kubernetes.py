@@ -6,7 +6,6 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import structlog
 from lightkube.core.generic_client import ALL_NS, GenericAsyncClient
 from lightkube.core.resource import Resource
 from lightkube.resources.core_v1 import Namespace, Node, Service
@@ -18,10 +17,9 @@ from agent.discovery.reflector import Difference, ReadFailed, ReadForbidden, Ref
 from agent.discovery.table import Delivery, ServiceTable
 from agent.discovery.table import Service as DiscoveredService
 from agent.errors import Misconfigured
+from agent.log import log
 from agent.protocol.items import NamespaceMapping
 from agent.protocol.report import MOST_SERVICES, DiscoveryReport
-
-log = structlog.get_logger(__name__)
 
 MAX_REASON = 1_000
 """Characters."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from agent.errors import DirectoryInUse, StorageFailed
 from agent.protocol.enrolment import Credentials
@@ -108,13 +107,13 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-async def test_a_full_disk_is_a_warning_until_it_has_room_again(directory: StateDirectory) -> None:
+async def test_a_full_disk_is_a_warning_until_it_has_room_again(directory: StateDirectory, caplog: pytest.LogCaptureFixture) -> None:
     directory.save_snapshot(Saved())
     keeper = Keeper(directory, lambda: SAVED)
-    with capture_logs() as logs, full_disk():
+    with full_disk():
         await keeper.flush()
         await keeper.flush()
-    assert [entry["log_level"] for entry in logs] == ["error"], "said once"
+    assert [record.levelname for record in caplog.records if record.name == "isthmus"] == ["ERROR"], "said once"
     assert "cannot be saved" in str(keeper.warning)
     assert directory.snapshot() == Saved()
     await keeper.flush()
