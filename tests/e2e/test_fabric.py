@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -12,7 +13,7 @@ import pytest_asyncio
 
 from lab.fabric import Fabric
 from lab.specs import http_loadbalancer, k8s_pool, tcp_loadbalancer
-from lab.traffic import Traffic
+from lab.traffic import Outcome, Traffic
 from lab.wait import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -175,14 +176,20 @@ async def test_a_site_without_endpoints_is_not_chosen_while_the_control_plane_is
         await traffic.more(1, lambda outcome: outcome.pod != local)
         fabric.replicas[0].process.freeze()
         try:
-            await remote.scale("both", 0)
-            await traffic.more(100)
-            assert set(traffic.pods(50)) == {local}
-            await remote.scale("both", 1)
-            await traffic.more(1, lambda outcome: outcome.pod == remote.services["both"].pods[0].name)
+            for _ in range(3):
+                await remote.scale("both", 0)
+                await traffic.more(100)
+                assert set(traffic.pods(50)) == {local}
+                await remote.scale("both", 1)
+                back = remote.services["both"].pods[0].name
+                await traffic.more(1, partial(_is_from, back))
         finally:
             fabric.replicas[0].process.thaw()
     assert traffic.failures == []
+
+
+def _is_from(pod: str, outcome: Outcome) -> bool:
+    return outcome.pod == pod
 
 
 async def test_one_bad_object_is_quarantined_and_named_while_others_flow(fabric: Fabric) -> None:
