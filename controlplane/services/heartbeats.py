@@ -22,8 +22,8 @@ log = structlog.get_logger()
 
 SHORTEST_PACE_S = 3.0
 LONGEST_PACE_S = 30.0
-NODES_PER_S = 300.0
-"""So many heartbeats per second are what a tenant's fleet may cost."""
+NODES_PER_S = 150.0
+"""So many heartbeats per second are what a tenant's fleet may cost: a third of a core."""
 LEASE_PACES = 3
 CLOCK_ALARM_S = 30.0
 ASKED_AGAIN_AFTER = timedelta(seconds=20)

@@ -28,7 +28,7 @@ def test_a_value_that_is_too_heavy_is_not_kept() -> None:
     assert recent.get("a") is None
 
 
-@pytest.mark.parametrize(("fleet", "pace"), [(0, 3.0), (900, 3.0), (3000, 10.0), (100_000, 30.0)])
+@pytest.mark.parametrize(("fleet", "pace"), [(0, 3.0), (450, 3.0), (3000, 20.0), (100_000, 30.0)])
 def test_the_pace_grows_with_the_fleet(fleet: int, pace: float) -> None:
     assert pace_s(fleet) == pace
     assert lease(fleet) == timedelta(seconds=3 * pace)
