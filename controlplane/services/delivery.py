@@ -115,6 +115,30 @@ class TenantCache:
     items: Recent[str, CompiledItem] = field(default_factory=lambda: Recent(32 << 20, lambda item: len(item.body)))
 
 
+@dataclass(frozen=True)
+class OnEdges:
+    """One tenant's part of what regional edges should have."""
+
+    tenant_id: UUID
+    revision: int
+    """Of the tenant, up to which it is compiled."""
+    operator: TenantCache
+    published: Mapping[str, Published]
+    """By id of the edge."""
+
+    def is_told(self, site_id: str, applied_hash: str | None) -> bool:
+        """Whether the manifest of that hash has the tenant's part as it should be, whatever it has of others."""
+        current = self.published[site_id]
+        if applied_hash == current.hash:
+            return True
+        digest = self.operator.digests.get(applied_hash) if applied_hash else None
+        return digest is not None and self._own(digest) == self._own({key: item.hash for key, item in current.snapshot.items.items()})
+
+    def _own(self, digest: Digest) -> Digest:
+        """Without the relay, which changes with every site, and is no object's."""
+        return {key: hash for key, hash in digest.items() if key[0] != ItemKind.RELAY and tenant_of(key[1]) == str(self.tenant_id)}
+
+
 class Delivery:
     """Of one replica. `compiler` runs what is pure and slow; one thread, so that it never takes more than its share."""
 
@@ -299,6 +323,18 @@ class Delivery:
         return await self._pure(first_view, tenant, changes, self._fabric.own_certificate, self._edges)
 
     # Regional edges, which are the same for every tenant
+
+    async def on_edges(self, tenant_id: UUID, revision: int) -> "OnEdges | None":
+        """What edges should have of a tenant, looked at no earlier than that revision. None if there are none."""
+        if self._edges.operator_id is None:
+            return None
+        held = await self.shares.at(tenant_id, revision)
+        cache = await self.cache(self._edges.operator_id)
+        published = {}
+        for site_id, site in cache.view.sites.items():
+            if site.spec.is_edge:
+                published[site_id] = await self.published(cache, site_id)
+        return OnEdges(tenant_id, held.revision if held.good else revision - 1, cache, published)
 
     async def _latest(self, tenant_id: UUID) -> View:
         cache = await self.cache(tenant_id)

@@ -11,6 +11,7 @@ from uuid import UUID
 from agent.protocol.items import ItemKind, Listener
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent
+from controlplane.compile.members import topology
 from controlplane.compile.references import referrers
 from controlplane.compile.site import conditions
 from controlplane.compile.snapshot import CompiledItem, Condition
@@ -23,6 +24,7 @@ from controlplane.services.heartbeats import Heartbeats, alarms, is_fresh
 from controlplane.services.leases import Leases
 from controlplane.services.meshes import Membership, membership
 from controlplane.services.view import View
+from controlplane.store import edges as edge_store
 from controlplane.store import nodes, observations
 from controlplane.store.nodes import Node, NodeStatus
 from controlplane.store.observations import DiscoveryState, OriginState
@@ -144,7 +146,9 @@ class Observer:
         wanted = stored.revision if revision is None else revision
         found = [condition for condition in conditions(view.intent) if (condition.kind, condition.key) == (kind, key)]
         lost = {condition.site_id: condition.message for condition in found if condition.type == "Conflicted"}
-        sites = await self._sites(cache, stored, wanted, lost)
+        for condition in found:
+            lost |= dict.fromkeys(topology(view.intent).edges, condition.message) if condition.type == "NotYours" else {}
+        sites = [*await self._sites(cache, stored, wanted, lost), *await self._edges(cache, stored, wanted, lost)]
         held = self.leases.held.get(tenant_id, frozenset())
         told = (*found, *_of_sites(stored, sites), *_of_leases(stored, view, held))
         return ObjectReport(wanted, tuple(sites), told, membership(stored, view.intent) if kind == "site_mesh_group" else None)
@@ -166,7 +170,8 @@ class Observer:
 
     async def _sites(self, cache: TenantCache, stored: Stored[Any], revision: int, lost: Mapping[str, str]) -> list[SiteReport]:
         view = cache.view
-        ids = sorted(concerned_sites(stored.kind, stored.key, view.intent) & view.sites.keys(), key=lambda site_id: view.sites[site_id].key)
+        concerned = concerned_sites(stored.kind, stored.key, view.intent) - _shared_edges(stored, view)
+        ids = sorted(concerned & view.sites.keys(), key=lambda site_id: view.sites[site_id].key)
         published = {site_id: await self.delivery.published(cache, site_id) for site_id in ids}
         known = [node.id for site_id in ids for node in view.fleet.live.get(site_id, ())]
         async with self.database.sessions(cache.id) as session:
@@ -186,6 +191,27 @@ class Observer:
             reports.append(SiteReport(view.sites[site_id], state, reason, tuple(said), _latest(origins, said), _found(stored, found, said)))
         return reports
 
+    async def _edges(self, cache: TenantCache, stored: Stored[Any], revision: int, lost: Mapping[str, str]) -> list[SiteReport]:
+        """Regional edges serve many tenants: what counts is this tenant's part of what they have. Of their nodes tenants are told nothing else."""
+        ids = concerned_sites(stored.kind, stored.key, cache.view.intent) & _shared_edges(stored, cache.view)
+        told = await self.delivery.on_edges(cache.id, revision) if ids else None
+        if told is None:
+            return []
+        async with self.database.definer() as definer:
+            statuses = await edge_store.statuses(definer)
+        view, now = told.operator.view, self.clock()
+        carried = frozenset((kind, f"{cache.id}/{key}") for kind, key in carriers(stored, cache.view.intent))
+        fresh = partial(is_fresh, fleet=view.fleet.size, now=now)
+        silent = partial(self.heartbeats.is_silent, fleet=view.fleet.size, now=now)
+        reports = []
+        for site_id in sorted(ids & told.published.keys(), key=lambda site_id: view.sites[site_id].key):
+            published = replace(told.published[site_id], held_until=None if told.revision >= revision else told.revision)
+            wanted = Wanted(carried, revision, published, lost.get(site_id, ""), partial(told.is_told, site_id))
+            said = [_node(node, statuses.get(node.id), wanted, fresh, silent) for node in view.fleet.live.get(site_id, ())]
+            state, reason = _state(said, wanted)
+            reports.append(SiteReport(view.sites[site_id], state, reason, ()))
+        return reports
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -196,6 +222,8 @@ class Wanted:
     published: Published
     lost_to: str = ""
     """Why the object does not hold at the site, if another one has what it asks for there."""
+    is_told: Callable[[str | None], bool] | None = None
+    """On a regional edge: whether the manifest of a hash says of the tenant what it should."""
 
     @property
     def compiled(self) -> bool:
@@ -204,6 +232,8 @@ class Wanted:
 
     def in_force(self, status: NodeStatus) -> bool:
         """By the last ACK: of a snapshot at that revision or later, or of one that is the same at that revision."""
+        if self.is_told:
+            return self.compiled and status.proxy == "live" and self.is_told(status.applied_hash)
         acked = status.applied_revision >= self.revision or (self.compiled and status.applied_hash == self.published.hash)
         return acked and status.applied_hash is not None and status.proxy == "live"
 
@@ -233,6 +263,11 @@ def carriers(stored: Stored[Any], intent: Intent) -> frozenset[Carrier]:
         return frozenset((ItemKind.PEER, site_id) for site_id in concerned_sites(stored.kind, stored.key, intent))
     by = referrers(intent).get((stored.kind, stored.key), ())
     return frozenset[Carrier]().union(*(carriers(referrer, intent) for referrer in by))
+
+
+def _shared_edges(stored: Stored[Any], view: View) -> frozenset[str]:
+    """Ids of the regional edges, as far as they matter to others than themselves."""
+    return topology(view.intent).edges - {str(stored.uid)}
 
 
 def _node(

@@ -1,7 +1,7 @@
 """What tenants and regional edges know of each other, and which edges a site is connected to."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from controlplane.resources.base import Key
 from controlplane.store.changes import StoredJson, written
+from controlplane.store.nodes import NodeStatus
 from controlplane.store.rows import value, values
 from controlplane.store.tables import HomeEdgesRow, ResourceRow
 
@@ -69,6 +70,12 @@ async def shares(definer: AsyncConnection, tenant_ids: Collection[UUID] | None) 
     wanted = None if tenant_ids is None else list(tenant_ids)
     rows = await definer.execute(text("SELECT * FROM edge_shares(CAST(:wanted AS uuid[]))"), {"wanted": wanted})
     return tuple(ShareRow(row.tenant_id, row.revision, row.anchor_pem, row.crl_pem, tuple(row.sites), row.public) for row in rows)
+
+
+async def statuses(definer: AsyncConnection) -> dict[UUID, NodeStatus]:
+    """Last heartbeats of the nodes of regional edges, by node."""
+    rows = await definer.execute(text("SELECT * FROM edge_status_list()"))
+    return {row.node_id: NodeStatus(**{field.name: getattr(row, field.name) for field in fields(NodeStatus)}) for row in rows}
 
 
 # Homes of customer edges

@@ -440,6 +440,15 @@ FUNCTIONS = {
                 FROM authorities a WHERE a.tenant_id = t.id AND a.role = 'tenant' AND a.state <> 'removed'
             ) trusted WHERE wanted IS NULL OR t.id = ANY (wanted)
         $$""",
+    "edge_status_list()": f"""
+        CREATE FUNCTION edge_status_list() RETURNS SETOF node_status
+        STABLE {DEFINER} AS $$
+            SELECT s.* FROM tenants t
+            JOIN resources r ON r.tenant_id = t.id AND r.kind = 'site' AND r.spec ->> 'site_type' = 'REGIONAL_EDGE'
+            JOIN nodes n ON n.tenant_id = t.id AND n.site_id = r.uid
+            JOIN node_status s ON s.tenant_id = t.id AND s.node_id = n.id
+            WHERE t.name = 'default'
+        $$""",
     "public_claim_list()": f"""
         CREATE FUNCTION public_claim_list() RETURNS TABLE (name text, tenant text, granted boolean, created_at timestamptz)
         STABLE {DEFINER} AS $$

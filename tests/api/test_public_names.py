@@ -266,3 +266,49 @@ async def test_a_tenant_that_cannot_be_compiled_keeps_its_last_good_part_and_hol
         told = await follows(app, edge, ItemKind.HTTP_LOADBALANCER, [site, healthy], ["shop/web"])
         assert told[mine]["domains"] == [name]
         assert told[theirs]["domains"] == [other]
+
+
+async def test_a_public_load_balancer_is_applied_when_the_edges_say_so(
+    app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient
+) -> None:
+    name = domain()
+    async with edge_and_site(app, operator, user) as (edge, site):
+        await grant(operator, user, name)
+        revision = (await user.post(HTTP, json=public("web", name))).json()["revision"]
+
+        async def states() -> dict[str, str]:
+            await app.state.services.heartbeats.flush(now())
+            status = (await user.get(f"{HTTP}/web/status?revision={revision}")).json()
+            return {each["site"]: each["state"] for each in status["sites"]}
+
+        assert (await states())[edge.site] == "Pending"
+        await site.apply()
+        applied = await edge.apply()
+        assert {state for at, state in (await states()).items() if at in (edge.site, "berlin")} == {"Applied"}
+        await grant(operator, user, domain())
+        async with admitted(app, user, "oslo"):
+            await app.state.services.delivery.compare()
+            changed = await edge.manifest(applied)
+            assert changed.hash != applied
+            assert (await states())[edge.site] == "Applied"
+        revision = (await user.put(f"{HTTP}/web", json=public("web", name, http={"port": 80}, more_option={"idle_timeout": 5}))).json()[
+            "revision"
+        ]
+        assert (await states())[edge.site] == "Pending"
+        shown = (await user.get(f"{HTTP}/web/status")).json()["sites"]
+        assert next(each["nodes"] for each in shown if each["site"] == edge.site) == []
+
+
+async def test_what_is_kept_off_the_edges_is_never_applied_there(
+    app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient
+) -> None:
+    name = domain()
+    async with edge_and_site(app, operator, user) as (edge, _):
+        await grant(operator, user, name)
+        assert (await user.post(HTTP, json=public("web", name))).status_code == 200
+        assert (await operator.delete(f"{ALL}/{name}")).status_code == 200
+        await edge.apply()
+        await app.state.services.heartbeats.flush(now())
+        status = (await user.get(f"{HTTP}/web/status")).json()
+        assert "NotYours" in {each["type"] for each in status["conditions"]}
+        assert next(each for each in status["sites"] if each["site"] == edge.site)["state"] == "Conflicted"
