@@ -172,6 +172,7 @@ async def forwarder(site: LiveSite, threads: ThreadPoolExecutor, host: str = "")
     try:
         yield tap
     finally:
+        await tap.cut()  # whoever dials again and again is refused at once
         await tap.stop()
 
 

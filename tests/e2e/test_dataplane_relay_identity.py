@@ -102,10 +102,11 @@ async def handshake(world: Relayed, shown: NodeIdentity | None, asked: Trust, di
     try:
         async with asyncio.timeout(5):
             reader, writer = await asyncio.open_connection(world.e.gateway.host, world.e.gateway.port, ssl=context, server_hostname=name)
-            writer.write(request.encode())
-            status = int((await reader.readline() or b"HTTP/1.1 0").split()[1])
-            writer.close()
-            return status or None
+            try:
+                writer.write(request.encode())
+                return int((await reader.readline() or b"HTTP/1.1 0").split()[1]) or None
+            finally:
+                writer.close()
     except REFUSED:
         return None
 
