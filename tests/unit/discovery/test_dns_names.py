@@ -67,6 +67,18 @@ async def test_the_last_good_answer_stays_while_a_name_cannot_be_resolved(names:
 
 
 @pytest.mark.looptime
+async def test_a_name_without_any_address_has_failed(names: FollowedNames, server: Server) -> None:
+    server.answers["a.test"] = ()
+    names.follow({"a.test": 10})
+    await asyncio.sleep(1)
+    assert names.failures == {"a.test": "it has no address that could be used"}
+    assert server.changes == 1
+    server.answers["a.test"] = ("192.0.2.1",)
+    await asyncio.sleep(10)
+    assert (names.addresses, names.failures) == ({"a.test": ("192.0.2.1",)}, {})
+
+
+@pytest.mark.looptime
 async def test_names_that_nobody_needs_are_no_longer_asked(names: FollowedNames, server: Server) -> None:
     server.answers = {"a.test": ("192.0.2.1",), "b.test": ("192.0.2.2",)}
     names.follow({"a.test": 10, "b.test": 10})
