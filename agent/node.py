@@ -192,6 +192,11 @@ class Node:
     # What there is to say
 
     @property
+    def serves(self) -> bool:
+        """Whether Envoy runs with a config of the control plane's, be it one from before a restart."""
+        return self.proxy == "live" and self.verdict.applied_hash is not None and not self._exports.draining
+
+    @property
     def verdict(self) -> Verdict:
         return self._reconciler.verdict
 

@@ -10,10 +10,11 @@ from typing import Any
 from agent.discovery.kubeconfig import ClusterAccess, from_kubeconfig, in_cluster
 from agent.enrol import Applicant, enrol
 from agent.errors import Misconfigured
+from agent.health import DEFAULT_PORT, answering
 from agent.node import VERSION, Node
 from agent.protocol.enrolment import Credentials
 from agent.proxy import find_envoy
-from agent.settings import NOWHERE, Settings
+from agent.settings import NOWHERE, Settings, host_and_port
 from agent.state import StateDirectory
 
 
@@ -25,18 +26,22 @@ async def run(settings: Settings) -> None:
     find_envoy(settings.envoy)
     settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.sockets.chmod(0o700)
+    node: Node | None = None
+    probed = host_and_port(settings.health_address, DEFAULT_PORT) if settings.health_address else None
     with StateDirectory(settings.state_dir) as directory:
-        stopping = _stop_signal()
-        enrolling = asyncio.create_task(_credentials(settings, directory))
-        either: list[asyncio.Future[Any]] = [enrolling, stopping]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not enrolling.done():
-            enrolling.cancel()
-            return
-        credentials = enrolling.result()
-        if credentials.kind == "regional_edge":
-            _check_edge(settings)
-        await Node(settings, directory, credentials, _cluster(settings, credentials)).serve(stopping)
+        async with answering(probed, lambda: node is not None and node.serves):
+            stopping = _stop_signal()
+            enrolling = asyncio.create_task(_credentials(settings, directory))
+            either: list[asyncio.Future[Any]] = [enrolling, stopping]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not enrolling.done():
+                enrolling.cancel()
+                return
+            credentials = enrolling.result()
+            if credentials.kind == "regional_edge":
+                _check_edge(settings)
+            node = Node(settings, directory, credentials, _cluster(settings, credentials))
+            await node.serve(stopping)
 
 
 def _stop_signal() -> "asyncio.Future[signal.Signals]":

@@ -18,6 +18,7 @@ NOWHERE = "none"
 """In place of an address: peers cannot dial this node."""
 _LABEL_KEY = re.compile(r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_HOST_AND_PORT = re.compile(r"([-a-zA-Z0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
 _MOST_LABELS = 64
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _SOCKET_DIRECTORY_BYTES = 90
@@ -71,7 +72,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     control_plane_urls: Urls = Field(
-        (), description="URLs of control planes, comma-separated, tried in turn. Default: those that the token names."
+        (),
+        description="URLs of control planes, comma-separated, tried in turn; URL#host:port leads through the regional edge that listens there. "
+        "Default: those that the token names.",
     )
     token: SecretStr | None = Field(None, description="Registration token. Needed until the node has its certificate.")
     token_file: Path | None = Field(None, description="File that holds the registration token.")
@@ -102,9 +105,15 @@ class Settings(BaseModel):
         description="host or host:port that peers dial; `none` if they cannot, so that this node dials them. "
         "Default: the address from which this node talks to the control plane.",
     )
+    forward_address: str | None = Field(
+        None, description="host:port on which a regional edge carries sites' connections to the control plane. Default: it does not."
+    )
     outside_address: Address | None = Field(None, description="IP address for load balancers advertised on the outside network.")
     inside_address: Address | None = Field(None, description="IP address for load balancers advertised on the inside network.")
     service_address: Address | None = Field(None, description="IP address for load balancers advertised on the service network.")
+    health_address: str | None = Field(
+        None, description="IP address, with or without a port (15021), on which probes are answered: /healthz and /readyz. Default: none."
+    )
     kubeconfig: str = Field(
         "auto",
         description="File of the cluster whose services are discovered; `in-cluster`, `none`, or `auto`: in-cluster if this runs in a pod, else none.",
@@ -132,6 +141,8 @@ class Settings(BaseModel):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(f"{url!r} is not a URL such as https://control.example:8443")
+            if "#" in url and not _HOST_AND_PORT.fullmatch(parts.fragment):
+                raise ValueError(f"{url!r} does not name its regional edge as #host:port")
         return urls
 
     @field_validator("labels")
