@@ -38,6 +38,8 @@ HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 STREAM_WINDOW = 8 * MIB
 """Per stream between sites: a smaller one caps a stream at window / round-trip time."""
 CONNECTION_WINDOW = 64 * MIB
+TUNNEL_BUFFER = 4 * MIB
+"""Per connection between sites."""
 _RENEWED_MS = 60_000
 _LB_POLICIES = {"LB_OVERRIDE": "RING_HASH"}
 """Of the load balancer's hash policy; requests without one are spread at random."""

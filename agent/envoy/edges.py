@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from agent.envoy import gateway, names, relay, reverse, tls, tunnel
+from agent.envoy import gateway, gateways, names, relay, reverse, tls, tunnel
 from agent.envoy.inputs import body
 from agent.envoy.pools import dials
 from agent.envoy.resources import Output, Resource
@@ -33,10 +33,10 @@ def _to_edges(sources: Sources, output: Output) -> None:
         if not edge.gateways:
             output.problem(item.id, "it has no gateway")
             continue
-        output.put(*tunnel.edge(item, scope))
+        output.put(*gateways.edge(item, scope))
         if edge.home:
             uri = names.edge_uri(scope.trust_domain, edge.site_id)
-            output.put(*tunnel.dialled(item, edge.gateways, uri, names.EDGE_ANCHOR_SECRET, scope))
+            output.put(*gateways.dialled(item, edge.gateways, uri, names.EDGE_ANCHOR_SECRET, scope))
             output.put(_listener(edge.site_id, edge.gateways, uri, names.EDGE_ANCHOR_SECRET, sources))
 
 
@@ -47,14 +47,14 @@ def _to_peers(sources: Sources, output: Output) -> None:
         peer = body(item, Peer)
         if peer.site_id in sources.local.dials and peer.direct and peer.gateways:
             uri = names.site_uri(scope.trust_domain, scope.tenant_id, peer.site_id)
-            output.put(*tunnel.dialled(item, peer.gateways, uri, names.PEER_ANCHOR_SECRET, scope))
+            output.put(*gateways.dialled(item, peer.gateways, uri, names.PEER_ANCHOR_SECRET, scope))
             output.put(_listener(peer.site_id, peer.gateways, uri, names.PEER_ANCHOR_SECRET, sources))
 
 
-def _listener(other: str, gateways: Iterable[Gateway], uri: str, anchor: str, sources: Sources) -> Resource:
+def _listener(other: str, dialled: Iterable[Gateway], uri: str, anchor: str, sources: Sources) -> Resource:
     scope = sources.scope
     claim = reverse.Claim(sources.local.node.node_id, scope.site_id, scope.tenant_id, scope.trust_domain)
-    needed = 1 + max(gateway.workers for gateway in gateways)
+    needed = 1 + max(gateway.workers for gateway in dialled)
     return reverse.tunnels_listener(other, -(-needed // sources.local.workers), claim, tls.from_node(uri, anchor))
 
 

@@ -20,7 +20,7 @@ from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import Pre
 from google.protobuf.any_pb2 import Any
 
 from agent.envoy import connections, names, reverse, tls
-from agent.envoy.clusters import http2
+from agent.envoy.clusters import TUNNEL_BUFFER, http2
 from agent.envoy.connections import connect_route
 from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
 from agent.envoy.messages import Fields, about, extension, header, milliseconds, number, packed, socket_address, state
@@ -29,7 +29,6 @@ from agent.envoy.pools import CACHE
 from agent.envoy.predicates import Input, Predicate, any_of, begins, exactly, filter_state, negated, peer_uri, source_ip
 from agent.envoy.predicates import header as header_input
 from agent.envoy.resources import ROUTES, Part, Resource, assembled, part, resource
-from agent.envoy.tunnel import TUNNEL_BUFFER
 from agent.protocol.items import EDGES, Export, ExportUse, OriginPool
 from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEALTH_PATH
 

@@ -14,7 +14,7 @@ from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC as RbacFilter  #
 from envoy.extensions.filters.network.rbac.v3.rbac_pb2 import RBAC as NetworkRbac  # noqa: N811  # and of a third
 
 from agent.envoy import connections, gateway, names, reverse, tls
-from agent.envoy.clusters import http2
+from agent.envoy.clusters import TUNNEL_BUFFER, http2
 from agent.envoy.inputs import Addresses, Item, Scope, body
 from agent.envoy.messages import Fields, extension, milliseconds, number, socket_address
 from agent.envoy.policy import matcher
@@ -28,7 +28,7 @@ def listener(relays: Sequence[Item], addresses: Addresses, scope: Scope) -> Reso
     message = Listener(
         name=names.GATEWAY,
         address=socket_address(addresses.gateway_host, addresses.gateway_port),
-        per_connection_buffer_limit_bytes=number(reverse.BUFFER),
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         listener_filters=[tls.inspector()],
         filter_chains=[chain for relay in relays for chain in _chains(relay, scope)],
     )

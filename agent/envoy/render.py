@@ -6,7 +6,7 @@ are put together from serialized virtual hosts. An item that cannot be rendered 
 
 from functools import lru_cache
 
-from agent.envoy import clusters, gateway, names, tls, tunnel
+from agent.envoy import clusters, gateway, gateways, names, tls, tunnel
 from agent.envoy.balancers import load_balancers, put_local
 from agent.envoy.edges import customer, regional
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, LocalState, body, scope_of
@@ -38,7 +38,7 @@ def _node(sources: Sources, site: Item, output: Output) -> None:
     output.put(gateway.exports_listener())
     output.put(gateway.peers_cluster(scope), clusters.internal(names.EXPORTS))
     for peer, paths in sources.reached:
-        output.put(*tunnel.site(peer, scope, paths))
+        output.put(*gateways.site(peer, scope, paths))
     if scope.regional:
         regional(sources, output)
     else:

@@ -17,14 +17,13 @@ from envoy.extensions.filters.network.reverse_tunnel.v3.reverse_tunnel_pb2 impor
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
 from agent.envoy import clusters, connections, names, tls
-from agent.envoy.clusters import HTTP_OPTIONS, http2
+from agent.envoy.clusters import HTTP_OPTIONS, TUNNEL_BUFFER, http2
 from agent.envoy.connections import connect_route
 from agent.envoy.inputs import ItemId, Scope
-from agent.envoy.messages import MIB, Fields, amended, extension, milliseconds, number, packed, unlimited, wired
+from agent.envoy.messages import Fields, amended, extension, milliseconds, number, packed, unlimited, wired
 from agent.envoy.pools import CACHE
 from agent.envoy.resources import Resource, resource
 
-BUFFER = 4 * MIB
 _CONNECT_TIMEOUT_MS = 1_000
 _KEEPALIVE_MS = 1_000
 _PING_MS = 2_000
@@ -75,7 +74,7 @@ def tunnels_listener(other: str, count: int, claim: Claim, socket: Fields) -> Re
     message = Listener(
         name=names.tunnels(other),
         address={"socket_address": {"address": where, "port_value": 0, "resolver_name": "envoy.resolvers.reverse_connection"}},
-        per_connection_buffer_limit_bytes=number(BUFFER),
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         filter_chains=[{"filters": [manager], "transport_socket": socket}],
     )
     return resource(message, [])
@@ -117,7 +116,7 @@ def cluster(tenant_id: str, uri_prefix: str, anchor: str, sources: tuple[ItemId,
         lb_policy="CLUSTER_PROVIDED",
         cluster_type=extension("envoy.clusters.reverse_connection", amended(config, wired(_TENANT_OF_HOST, tenant_id))),
         connect_timeout=milliseconds(_CONNECT_TIMEOUT_MS),
-        per_connection_buffer_limit_bytes=number(BUFFER),
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         circuit_breakers=unlimited(),
         transport_socket=tls.to_node(uri_prefix, anchor),
         typed_extension_protocol_options={HTTP_OPTIONS: packed(options)},
@@ -138,7 +137,7 @@ def streams(sites: Mapping[str, Iterable[str]], scope: Scope) -> tuple[Resource,
     message = Listener(
         name=names.REVERSE,
         internal_listener={},
-        per_connection_buffer_limit_bytes=number(BUFFER),
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         filter_chains=[{"filters": [manager]}],
     )
     protocol = packed(HttpProtocolOptions(explicit_http_config={"http2_protocol_options": http2()}))

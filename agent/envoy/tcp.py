@@ -31,7 +31,6 @@ from agent.envoy.pools import CACHE, PoolView
 from agent.envoy.predicates import source_ip
 from agent.envoy.resources import Resource, resource
 from agent.envoy.routes import ranked
-from agent.envoy.tunnel import TUNNEL_BUFFER
 from agent.protocol.items import TcpLoadBalancer, WeightedPool
 
 _CONNECT_ATTEMPTS = 3
@@ -173,7 +172,7 @@ def here(pools: Iterable[str], scope: Scope) -> tuple[Resource, Resource, Resour
     message = Listener(
         name=names.HERE,
         internal_listener={},
-        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
+        per_connection_buffer_limit_bytes=number(clusters.TUNNEL_BUFFER),
         filter_chains=[{"filters": [manager]}],
     )
     options = HttpProtocolOptions(explicit_http_config={"http2_protocol_options": clusters.http2()})
