@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlencode, urlsplit
 from uuid import uuid4
 
@@ -110,6 +110,7 @@ class Signer:
 class ControlPlane:
     """Every call raises `Unreachable` when no URL answers usefully, and `Refused` when the answer is no.
 
+    A URL with a fragment, `https://control.example#edge.example:15444`, leads through a regional edge.
     `anchor_pem` empty: the system's trust store (or plain HTTP, if a URL says so).
     """
 
@@ -147,6 +148,11 @@ class ControlPlane:
         """Ask these from now on; the one that answered last goes on being asked first, if it is among them."""
         current, self._urls = self.url, _tidy(urls)
         self._current = self._urls.index(current) if current in self._urls else 0
+
+    @property
+    def own_urls(self) -> tuple[str, ...]:
+        """Those that lead through nobody else."""
+        return tuple(url for url in self._urls if "#" not in url)
 
     @property
     def url(self) -> str:
@@ -224,8 +230,9 @@ class ControlPlane:
         if len(body) > _GZIP_FROM_BYTES and path == REPORT_PATH:
             body, headers["Content-Encoding"] = await asyncio.to_thread(gzip.compress, body, 5), "gzip"
         http = self._http
-        request = http.build_request(method, self.url + path, content=body, headers=headers)
-        request.extensions["timeout"] = {**_TIMEOUT.as_dict(), "read": read_s}
+        to = _Address.of(self.url)
+        request = http.build_request(method, to.url + path, content=body, headers={**headers, **to.headers})
+        request.extensions |= {"timeout": {**_TIMEOUT.as_dict(), "read": read_s}, **to.extensions}
         if self.signer is not None:
             request.headers["Authorization"] = self.signer.authorization(request, time.time() + self.skew_s)
         sent_at, began = time.time(), time.monotonic()
@@ -289,6 +296,23 @@ def _tidy(urls: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
 
 
+class _Address(NamedTuple):
+    """How to send what is meant for a URL: directly, or, for `URL#host:port`, through the regional edge that listens there."""
+
+    url: str
+    headers: dict[str, str]
+    extensions: dict[str, Any]
+
+    @classmethod
+    def of(cls, url: str) -> "_Address":
+        meant, _, edge = url.partition("#")
+        parts = urlsplit(meant.rstrip("/"))
+        if not edge:
+            return cls(parts.geturl(), {}, {})
+        # The session inside is with the control plane itself, which is asked for the name that the URL has.
+        return cls(parts._replace(netloc=edge).geturl(), {"Host": parts.netloc}, {"sni_hostname": parts.hostname})
+
+
 def _trust(anchor_pem: str) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=anchor_pem) if anchor_pem else ssl.create_default_context()
 
@@ -302,7 +326,8 @@ async def pinned_anchors(urls: Sequence[str], pin: str) -> str:
     async with httpx2.AsyncClient(verify=False, timeout=_TIMEOUT, trust_env=False) as http:  # the pin decides, not the certificate
         for url in urls:
             try:
-                response = await http.get(url.rstrip("/") + CA_PATH)
+                to = _Address.of(url)
+                response = await http.get(to.url + CA_PATH, headers=to.headers, extensions=to.extensions)
             except httpx2.TransportError as error:
                 failure = Unreachable(f"{url}: {_words(error)}")
                 continue
@@ -325,7 +350,7 @@ def token_claims(token: str) -> TokenClaims:
 
 async def source_address(url: str) -> str:
     """The address from which this machine talks to a URL's host. No packet is sent; raises `Unreachable` without a route."""
-    parts = urlsplit(url)
+    parts = urlsplit(_Address.of(url).url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     loop = asyncio.get_running_loop()
     try:

@@ -20,6 +20,8 @@ from agent.enrol import Identity
 from agent.envoy.bootstrap import bootstrap
 from agent.envoy.inputs import Addresses, AgentSnapshot, NodeIdentity, body
 from agent.envoy.resources import Resources
+from agent.errors import Misconfigured
+from agent.forward import Forwarder
 from agent.intake import Intake, restored
 from agent.log import log
 from agent.origins import SiteOrigins
@@ -128,9 +130,16 @@ class Node:
         self._reports = Reports(self._control, self, boot_id, self._metrics)
         self._heartbeats = Heartbeats(self._control, self, boot_id, VERSION, self._reports.resend, self._identity.hurry)
         self._advertiser = Advertiser(settings, node.node_id, lambda: self._control.url, self._reports.look)
+        self._forwarders = () if settings.forward_address is None else (self._forwarder(settings.forward_address),)
         self._status_file = StatusFile(run_dir, self._status)
         self._exports = Exports(node, lambda: self._exported, lambda: self.verdict.applied_hash, self._usable, self._probes.reaches)
         self._peer_server = PeerServer(run_dir / "peers.sock", self._exports.document)
+
+    def _forwarder(self, address: str) -> Forwarder:
+        if self.credentials.kind != "regional_edge":
+            raise Misconfigured("only regional edges carry connections to the control plane: leave AGENT_FORWARD_ADDRESS out")
+        host, port = host_and_port(address)
+        return Forwarder(host, port, lambda: self._control.own_urls)
 
     async def serve(self, stopping: "asyncio.Future[signal.Signals]") -> None:
         """Until the future says which signal came. If a loop fails, this fails too, and Envoy serves on for the next agent."""
@@ -147,7 +156,7 @@ class Node:
 
     async def _run_until(self, stopping: "asyncio.Future[signal.Signals]") -> None:
         serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape)
-        telling = (self._reports, self._heartbeats, self._advertiser, self._status_file)
+        telling = (self._reports, self._heartbeats, self._advertiser, self._status_file, *self._forwarders)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(loop.run(), name=type(loop).__name__) for loop in (*serving, *telling)]
             tasks.append(group.create_task(self._keep_trusting(), name="trust"))
