@@ -13,6 +13,7 @@ SITES = ("a", "b", "c")
 VIRTUAL_SITES = ("v", "w")
 POOLS = ("one", "two", "three")
 POLICIES = ("p", "q")
+GROUPS = ("m", "n")
 PLACES = (*SITES, "gone", *(f"*{name}" for name in VIRTUAL_SITES))
 
 places = st.lists(st.sampled_from(PLACES), min_size=1, max_size=3, unique=True)
@@ -29,6 +30,7 @@ selectors = st.sampled_from(("k", "k = 1", "l != 2", "k notin (1), l", "ves.io/s
 
 VIPS: st.SearchStrategy[Body] = st.sampled_from(({}, {"inside_vip": "10.0.0.1"}))
 PORTS: st.SearchStrategy[Body] = st.sampled_from(({}, {"port": 80}, {"port_ranges": "80-82"}))
+LOST_SITES: st.SearchStrategy[Body] = st.sampled_from(({}, {"evict_lost_sites": {}}, {"keep_lost_sites": {}}))
 HTTP_HASHES: tuple[Body, ...] = ({}, {"least_active": {}}, {"source_ip_stickiness": {}})
 
 
@@ -51,13 +53,20 @@ def pools(draw: st.DrawFn, name: str) -> Body:
 def https(draw: st.DrawFn, name: str) -> Body:
     listening = advertised(*draw(places), **draw(PORTS))
     return http(
-        name, draw(pool_names), [], domains=draw(domains), **listening, **draw(service_policies), **draw(st.sampled_from(HTTP_HASHES))
+        name,
+        draw(pool_names),
+        [],
+        domains=draw(domains),
+        **listening,
+        **draw(service_policies),
+        **draw(st.sampled_from(HTTP_HASHES)),
+        **draw(LOST_SITES),
     )
 
 
 @st.composite
 def tcps(draw: st.DrawFn, name: str) -> Body:
-    return tcp(name, draw(pool_names), draw(places), draw(st.sampled_from((80, 81, 5432))), **draw(service_policies))
+    return tcp(name, draw(pool_names), draw(places), draw(st.sampled_from((80, 81, 5432))), **draw(service_policies), **draw(LOST_SITES))
 
 
 @st.composite
@@ -81,6 +90,18 @@ def discoveries(draw: st.DrawFn, name: str) -> Body:
     return body("discovery", name, {"where": where, "discovery_k8s": {"access_info": {"in_cluster": True}}})
 
 
+@st.composite
+def groups(draw: st.DrawFn, name: str) -> Body:
+    """Full meshes, hubs, and spokes of what may be hubs."""
+    mesh: Body = draw(
+        st.sampled_from(({"full_mesh": {}}, {"hub_mesh": {}}, *({"spoke_mesh": {"hub_mesh_group": {"name": other}}} for other in GROUPS)))
+    )
+    made = full_mesh(name, draw(st.sampled_from(VIRTUAL_SITES)))
+    del made["spec"]["full_mesh"]
+    made["spec"] |= mesh | draw(st.sampled_from(({}, {"enable_re_fallback": {}})))
+    return made
+
+
 def healthchecks(name: str) -> st.SearchStrategy[Body]:
     paces = st.sampled_from((1, 2))
     return paces.map(
@@ -95,7 +116,7 @@ def slots() -> Sequence[st.SearchStrategy[Body]]:
     return [
         *(sites(name) for name in SITES),
         *(st.builds(virtual_site, st.just(name), selectors) for name in VIRTUAL_SITES),
-        *(st.builds(full_mesh, st.just(name), st.sampled_from(VIRTUAL_SITES)) for name in ("m", "n")),
+        *(groups(name) for name in GROUPS),
         healthchecks("check"),
         *(pools(name) for name in POOLS),
         *(https(name) for name in ("h", "i")),
