@@ -27,8 +27,8 @@ from agent.envoy.resources import Resource, resource
 _CONNECT_TIMEOUT_MS = 1_000
 _KEEPALIVE_MS = 1_000
 _PING_MS = 2_000
-_LIMITED = b"\x48\x01"
-"""Field 9, a bool: `ReverseTunnel.enable_connection_limit`."""
+_BOUNDED = b"\x48\x01" + b"\x5a\x02\x08\x05"
+"""Fields 9 and 11 of `ReverseTunnel`: `enable_connection_limit`, and a `handshake_timeout` of five seconds."""
 _TENANT_OF_CLAIM = 5
 """Field `Validation.tenant_id_format`."""
 _TENANT_OF_HOST = 3
@@ -93,7 +93,7 @@ def handshakes(tenant_id: str, uri_prefix: str, anchor: str, *guards: Fields) ->
     """Filter chain: nodes of the tenant, each as itself, after the filters `guards`."""
     claims = Validation(node_id_format="%DOWNSTREAM_PEER_DNS_SAN%", cluster_id_format="%DOWNSTREAM_PEER_SUBJECT%")
     validation = amended(claims, wired(_TENANT_OF_CLAIM, tenant_id))
-    tunnel = amended(ReverseTunnel(ping_interval=milliseconds(_PING_MS), validation=validation), _LIMITED)
+    tunnel = amended(ReverseTunnel(ping_interval=milliseconds(_PING_MS), validation=validation), _BOUNDED)
     return {
         "filter_chain_match": {"server_names": [names.tunnels_server_name(tenant_id)]},
         "filters": [*guards, extension("envoy.filters.network.reverse_tunnel", tunnel)],

@@ -124,6 +124,16 @@ async def test_a_tunnel_leads_to_the_site_of_its_certificate_and_to_no_other(wor
     assert await handshake(world, ours.node(UNLISTED, "c"), ours, tmp_path, cluster=f"CN={UNLISTED}") is None
 
 
+async def test_who_says_nothing_is_not_waited_for(world: Relayed, tmp_path: Path) -> None:
+    context, name = client_context(world.a.local.node, tmp_path), names.tunnels_server_name(world.a.trust.tenant_id)
+    reader, writer = await asyncio.open_connection(world.e.gateway.host, world.e.gateway.port, ssl=context, server_hostname=name)
+    try:
+        async with asyncio.timeout(15):
+            assert await reader.read() == b""
+    finally:
+        writer.close()
+
+
 async def at_b(world: Relayed, node: NodeIdentity, server_name: str, directory: Path, *asked: Headers) -> list[int] | None:
     """Statuses at the gateway of `b` in a session through `e`, whoever it is that got so far; None if the session is refused."""
     name = names.relay_server_name(world.a.trust.tenant_id)
