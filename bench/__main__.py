@@ -11,13 +11,13 @@ from rich.table import Table
 
 from bench.results import FILE, Section, write
 
-PARTS = ("propagation", "endpoints", "dataplane", "memory")
+PARTS = ("propagation", "endpoints", "dataplane", "distance", "streams", "memory")
 
 console = Console(highlight=False)
 
 
 def main(parts: Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(PARTS)}; all without one.")] = None) -> None:
-    """Measure on this machine; about ten minutes for everything."""
+    """Measure on this machine; about fifteen minutes for everything."""
     chosen = parts or list(PARTS)
     if unknown := set(chosen) - set(PARTS):
         raise typer.BadParameter(f"no such part: {', '.join(sorted(unknown))}")

@@ -1,4 +1,4 @@
-"""Requests per second and bulk throughput of each path, with wrk and curl, all in one run: rounds are interleaved, so that a slow minute hits all."""
+"""Requests, connections and bulk throughput of each path, with wrk and curl, all in one run: rounds are interleaved, so that a slow minute hits all."""
 
 import asyncio
 import json
@@ -13,14 +13,15 @@ from agent.proxy import find_envoy
 from bench import haproxy
 from bench.propagation import Say
 from bench.results import Section, median
-from lab.fabric import Fabric
+from lab.cluster import NAMESPACE
+from lab.fabric import MESH, Fabric
 from lab.process import environment
 from lab.site import Site
 from lab.specs import http_loadbalancer, k8s_pool, tcp_loadbalancer
 from lab.wait import until
 
 ROUNDS = 3
-WRK_S = 6
+WRK_S, CONNECTIONS_S = 6, 4
 CONNECTIONS = 32
 DOMAIN = "bench.test"
 NEEDED = ("wrk", "curl", "nginx")
@@ -37,41 +38,55 @@ class Route:
     requests: list[float] = field(default_factory=list)
     latency_ms: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)
+    connections: list[float] = field(default_factory=list)
+    """Per second, of one request each."""
 
 
 async def run(say: Say) -> list[Section]:
-    if missing := [tool for tool in NEEDED if not _which(tool)]:
+    if missing := [tool for tool in NEEDED if not which(tool)]:
         say(f"Skipped: {', '.join(missing)} not installed")
         return []
-    async with Fabric(("a", "b"), progress=say) as fabric:
+    async with Fabric(("a", "b", "c"), edges=("e",), mesh=False, progress=say) as fabric:
+        await _mesh(fabric)
         paths = await _paths(fabric)
         for number in range(1, ROUNDS + 1):
-            say(f"Round {number} of {ROUNDS}: {len(paths)} paths, {WRK_S} s of requests and one file of 512 MiB each")
+            say(f"Round {number} of {ROUNDS}: {len(paths)} paths, {WRK_S + CONNECTIONS_S} s of requests and one file of 512 MiB each")
             for path in paths:
                 await _requests(path)
+                await _connections(path)
                 await _bulk(path)
         versions = await _version(find_envoy(None))
     return [_section(paths, versions)]
 
 
+async def _mesh(fabric: Fabric) -> None:
+    """Sites a and b; c reaches them through the regional edge alone."""
+    members = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["ves.io/siteName in (a, b)"]}}
+    await fabric.api.create("namespace", NAMESPACE, {})
+    await fabric.api.create("virtual_site", "all", members, namespace="shared")
+    await fabric.api.create("site_mesh_group", "all", MESH)
+
+
 async def _paths(fabric: Fabric) -> list[Route]:
     """Build everything and wait until each path answers."""
-    a, b, api = fabric.site("a"), fabric.site("b"), fabric.api
+    a, b, c, api = fabric.site("a"), fabric.site("b"), fabric.site("c"), fabric.api
     origin = f"{b.place.underlay}:{ORIGIN_PORT}"
     argv = [sys.executable, "-m", "bench.origin"]
     await b.cluster.deploy("origin", argv)
     await fabric.process("origin", [*argv, "--listen", origin, "--pod", "origin"], b.place, fabric.directory / "origin").start()
     await api.create("origin_pool", "origin", k8s_pool("origin", ["b"]))
-    await api.create("http_loadbalancer", "bench", http_loadbalancer(DOMAIN, ["origin"], ["a", "b"], HTTP_PORT))
-    await api.create("tcp_loadbalancer", "bench", tcp_loadbalancer(["origin"], ["a"], TCP_PORT))
+    await api.create("http_loadbalancer", "bench", http_loadbalancer(DOMAIN, ["origin"], ["a", "b", "c"], HTTP_PORT))
+    await api.create("tcp_loadbalancer", "bench", tcp_loadbalancer(["origin"], ["a", "c"], TCP_PORT))
     await _plain_hop(fabric, a, origin)
     paths = [
         Route("plain Envoy hop to the remote nginx", a, f"http://{a.place.inside}:{HOP_PORT}"),
         Route("HTTP load balancer, through the tunnel", a, f"http://{a.place.inside}:{HTTP_PORT}"),
         Route("TCP load balancer, through the tunnel", a, f"http://{a.place.inside}:{TCP_PORT}"),
+        Route("HTTP load balancer, through a regional edge", c, f"http://{c.place.inside}:{HTTP_PORT}"),
+        Route("TCP load balancer, through a regional edge", c, f"http://{c.place.inside}:{TCP_PORT}"),
         Route("HTTP load balancer, pods of the same site", b, f"http://{b.place.inside}:{HTTP_PORT}"),
     ]
-    if _which("haproxy"):
+    if which("haproxy"):
         await _haproxy_pair(fabric, a, b, origin)
         paths.append(Route("HAProxy pair, mutual TLS and HTTP/2", a, f"http://{a.place.inside}:{PAIR_PORT}"))
     for path in paths:
@@ -99,14 +114,30 @@ async def _answers(path: Route) -> bool:
 
 
 async def _requests(path: Route) -> None:
-    said = await _run(
-        path.site, "wrk", "-t", "2", "-c", str(CONNECTIONS), "-d", f"{WRK_S}s", "--latency", "-H", f"Host: {DOMAIN}", f"{path.url}/"
-    )
-    rate, p99 = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"99%\s+([\d.]+)(us|ms|s)", said)
-    if not rate or not p99 or "Non-2xx" in said or "Socket errors" in said:
-        raise RuntimeError(f"{path.label}: {said}")
-    path.requests.append(float(rate[1]))
+    said = await _wrk(path, WRK_S, "--latency")
+    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s)", said)
+    assert p99, said
+    path.requests.append(_rate(said))
     path.latency_ms.append(float(p99[1]) * {"us": 0.001, "ms": 1, "s": 1000}[p99[2]])
+
+
+async def _connections(path: Route) -> None:
+    path.connections.append(_rate(await _wrk(path, CONNECTIONS_S, "-H", "Connection: close")))
+
+
+async def _wrk(path: Route, seconds: int, *more: str) -> str:
+    said = await _run(
+        path.site, "wrk", "-t", "2", "-c", str(CONNECTIONS), "-d", f"{seconds}s", "-H", f"Host: {DOMAIN}", *more, f"{path.url}/"
+    )
+    if "Requests/sec" not in said or "Non-2xx" in said or "Socket errors" in said:
+        raise RuntimeError(f"{path.label}: {said}")
+    return said
+
+
+def _rate(said: str) -> float:
+    found = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    assert found, said
+    return float(found[1])
 
 
 async def _bulk(path: Route) -> None:
@@ -132,30 +163,35 @@ async def _version(envoy: Path) -> str:
     return found[1] if found else "?"
 
 
-def _which(tool: str) -> str | None:
+def which(tool: str) -> str | None:
+    """Where the lab finds a program."""
     return shutil.which(tool, path=environment(Path.cwd())["PATH"])
 
 
 def _section(paths: list[Route], envoy: str) -> Section:
     hop = paths[0]
-    rows: list[tuple[object, ...]] = [("path", "requests/s", "ratio", "p99 ms", "bulk MB/s", "ratio")]
+    rows: list[tuple[object, ...]] = [("path", "requests/s", "ratio", "p99 ms", "connections/s", "ratio", "bulk MB/s", "ratio")]
     rows += [
         (
             path.label,
-            median(path.requests),
-            f"{median(path.requests) / median(hop.requests):.2f}",
+            *_compared(path.requests, hop.requests),
             median(path.latency_ms),
-            median(path.megabytes),
-            f"{median(path.megabytes) / median(hop.megabytes):.2f}",
+            *_compared(path.connections, hop.connections),
+            *_compared(path.megabytes, hop.megabytes),
         )
         for path in paths
     ]
     notes = f"""
-Medians of {ROUNDS} interleaved rounds on one machine, which also runs the clients and nginx. `wrk -t2 -c{CONNECTIONS}` with keep-alive and an answer of 3 bytes; one download of
-512 MiB with curl. Envoy {envoy}; everything that crosses sites is TLS 1.3 with client certificates, except the plain hop. Ratios are to the plain hop.
-Aims: HTTP ≥ 0.70, TCP ≥ 1.4. The HAProxy pair is what one would write by hand.
+Medians of {ROUNDS} interleaved rounds on one machine, which also runs the clients and nginx. `wrk -t2 -c{CONNECTIONS}` with keep-alive and an answer of 3 bytes; the same with a new connection
+for each request; one download of 512 MiB with curl. Envoy {envoy}; everything that crosses sites is TLS 1.3 with client certificates, except the plain hop, and
+from end to end where it crosses a regional edge, too. Ratios are to the plain hop. Aims: HTTP ≥ 0.70, TCP ≥ 1.4, HTTP through an edge ≥ 0.48. The HAProxy
+pair is what one would write by hand.
 """
     return Section("Data plane", notes, rows)
+
+
+def _compared(values: list[float], others: list[float]) -> tuple[float, str]:
+    return median(values), f"{median(values) / median(others):.2f}"
 
 
 def _hop(listen: tuple[str, int], origin: str) -> dict[str, Any]:
