@@ -71,6 +71,16 @@ class Scene:
 
         return self.fabric.edge(await until(known, "a to reach c by an edge", within_s=60))
 
+    async def settled(self, service: str) -> None:
+        """Until nothing is left of the fault before: what can go directly does so again, which may take a minute."""
+        if self.fabric.edges:
+            wanted = {"only": ("b", {"direct"}), "apart": ("c", set(self.fabric.edges))}[service]
+
+            async def is_so() -> bool:
+                return await self.path(wanted[0]) in wanted[1]
+
+            await until(is_so, f"a to reach {wanted[0]} by {' or '.join(sorted(wanted[1]))}", within_s=120, every_s=0.5)
+
     def load(self, service: str) -> Load:
         return Load(self.callers, f"{service}.test", HTTP_PORT, TCP_PORTS[service])
 

@@ -11,6 +11,7 @@ A site of one node is one place with everything in it. With more, its cluster ha
 from which a route leads to the pods. Nothing is routed between the root namespace and the others; single ports are carried over by `lab.forwarder`.
 """
 
+import asyncio
 import ctypes
 import itertools
 import os
@@ -63,6 +64,16 @@ class Place:
     def listen(self, host: str, port: int = 0) -> socket.socket:
         """A listening socket; port 0 takes any that is free."""
         return _prompt(self.call(lambda: socket.create_server((host, port), backlog=512)))
+
+    async def dial(self, target: tuple[str, int]) -> socket.socket:
+        """A TCP connection from here."""
+        dialled = self.socket()
+        try:
+            await asyncio.get_running_loop().sock_connect(dialled, target)
+        except BaseException:
+            dialled.close()
+            raise
+        return dialled
 
     def socket(self) -> socket.socket:
         """A TCP socket that dials from here, non-blocking."""

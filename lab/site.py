@@ -48,9 +48,7 @@ class Node:
 
     async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A TCP connection, made from within the node's place."""
-        dialled = self.place.socket()
-        await asyncio.get_running_loop().sock_connect(dialled, (self.place.inside, port))
-        return await asyncio.open_connection(sock=dialled)
+        return await asyncio.open_connection(sock=await self.place.dial((self.place.inside, port)))
 
     def envoy_pid(self) -> int:
         """Of the Envoy that the agent supervises now."""

@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -87,11 +86,11 @@ async def test_sites_have_the_same_pod_addresses_and_do_not_see_each_others(netw
     a, b = network.sites["a"], network.sites["b"]
     assert (a.pods, a.inside) == (b.pods, b.inside)
     async with echo(b, f"{b.pods}1") as target:
-        reader, writer = await asyncio.open_connection(sock=await dial(b, target))
+        reader, writer = await asyncio.open_connection(sock=await b.dial(target))
         assert await ask(reader, writer, b"same site") == b"same site"
         writer.close()
         with pytest.raises(ConnectionRefusedError):
-            await dial(a, target)
+            await a.dial(target)
 
 
 @pytest.mark.root
@@ -102,7 +101,7 @@ async def test_a_site_of_several_nodes_has_pods_that_all_of_them_reach() -> None
         assert network.nodes["a"] == (network.sites["a"],)
         async with echo(network.sites["b"], f"{first.pods}1") as target:
             for node in (first, second):
-                reader, writer = await asyncio.open_connection(sock=await dial(node, target))
+                reader, writer = await asyncio.open_connection(sock=await node.dial(target))
                 assert await ask(reader, writer, b"same pods") == b"same pods"
                 writer.close()
 
@@ -117,16 +116,16 @@ async def test_a_link_fails_in_the_way_that_was_asked_for(network: Network, faul
     """`breaks`: what is connected hears no more; `refuses`: whoever dials is told so."""
     a, b = network.sites["a"], network.sites["b"]
     async with echo(b, b.underlay) as target, echo(b, b.underlay, GATEWAY_PORT) as gateway:
-        reader, writer = await asyncio.open_connection(sock=await dial(a, target))
+        reader, writer = await asyncio.open_connection(sock=await a.dial(target))
         assert await ask(reader, writer, b"before") == b"before"
         with fault([a], [b]):
             if breaks:
                 with pytest.raises((TimeoutError, ConnectionResetError)):
                     await ask(reader, writer, b"during", within_s=0.5)
             with pytest.raises(ConnectionRefusedError if refuses else TimeoutError):
-                await asyncio.wait_for(dial(a, gateway), 0.5)
+                await asyncio.wait_for(a.dial(gateway), 0.5)
         writer.transport.abort()
-        reader, writer = await asyncio.open_connection(sock=await dial(a, gateway))
+        reader, writer = await asyncio.open_connection(sock=await a.dial(gateway))
         assert await ask(reader, writer, b"after") == b"after"
         writer.close()
 
@@ -137,11 +136,11 @@ async def test_a_place_may_dial_out_and_not_be_dialled(network: Network) -> None
     a, b = network.sites["a"], network.sites["b"]
     async with echo(a, a.underlay) as out, echo(b, b.underlay) as into:
         with faults.outbound_only([b]):
-            reader, writer = await asyncio.open_connection(sock=await dial(b, out))
+            reader, writer = await asyncio.open_connection(sock=await b.dial(out))
             assert await ask(reader, writer, b"out") == b"out"
             writer.close()
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(dial(a, into), 0.5)
+                await asyncio.wait_for(a.dial(into), 0.5)
 
 
 @pytest.mark.root
@@ -150,7 +149,7 @@ async def test_everything_that_crosses_the_wire_is_seen(network: Network) -> Non
     a, b = network.sites["a"], network.sites["b"]
     async with echo(b, b.underlay) as target:
         with capture(network) as seen:
-            reader, writer = await asyncio.open_connection(sock=await dial(a, target))
+            reader, writer = await asyncio.open_connection(sock=await a.dial(target))
             await ask(reader, writer, b"plain to see")
 
             async def crossed() -> bool:
@@ -160,16 +159,6 @@ async def test_everything_that_crosses_the_wire_is_seen(network: Network) -> Non
             assert any(b"plain to see" in frame for frame in seen.payloads(a.underlay, b.underlay))
             assert not seen.holds(b"never said")
             writer.close()
-
-
-async def dial(place: Place, target: tuple[str, int]) -> socket.socket:
-    dialled = place.socket()
-    try:
-        await asyncio.get_running_loop().sock_connect(dialled, target)
-    except BaseException:
-        dialled.close()
-        raise
-    return dialled
 
 
 async def test_a_forwarder_carries_half_closed_connections_and_records_them(network: Network) -> None:
