@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 SOURCES := controlplane agent lab bench migrations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test check gates format bench bench-failover lock openapi packages clean
+.PHONY: help demo demo-check test check gates format bench bench-failover lock manifests openapi packages clean
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,10 @@ bench-failover: $(INSTALLED) packages ## What users notice when parts fail, into
 
 openapi: $(INSTALLED) ## Export the API's description
 	$(BIN)/isthmus-controlplane openapi > openapi/openapi.json
+
+manifests: ## Build what the control plane hands out to install agents, from deploy/kubernetes; needs kubectl
+	for overlay in one-replica three-replicas; do \
+		kubectl kustomize deploy/kubernetes/agent/overlays/$$overlay > controlplane/installation/$$overlay.yaml || exit 1; done
 
 COMPILE := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock'

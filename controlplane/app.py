@@ -94,6 +94,7 @@ def open_services(settings: Settings, database: Database, fabric: Fabric, compil
         entrance=Entrance(
             urls=settings.urls,
             longest_token_life_s=settings.longest_token_life_s,
+            agent_image=settings.agent_image,
         ),
         delivery=delivery,
         agents=Agents(database, delivery),

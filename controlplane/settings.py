@@ -90,6 +90,12 @@ class Settings(BaseSettings):
         description="Name server, as IPv4 address[:port], that is asked whether a public name belongs to a tenant; default: the system's.",
     )
     longest_token_life_s: int = Field(7 * 86400, ge=60, description="Longest life of a registration token, in seconds.")
+    agent_image: str = Field(
+        "isthmus-agent",
+        max_length=500,
+        pattern=r"^[A-Za-z0-9][-A-Za-z0-9._/:@]*$",
+        description="Image of the agent in the manifests that install it in a cluster.",
+    )
     keep_metrics_days: int = Field(7, ge=1, description="How long rollups of metrics are kept.")
     keep_audit_days: int = Field(400, ge=1, description="How long the audit log is kept.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of what is logged.")

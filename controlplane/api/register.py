@@ -19,8 +19,9 @@ from controlplane.auth import Caller
 from controlplane.errors import FieldError, Invalid, Unauthenticated
 from controlplane.resources.base import Annotations, Labels, Unless, Value
 from controlplane.resources.enumeration import Names
-from controlplane.services import enrolment, registrations, sites, tokens
+from controlplane.services import enrolment, manifests, registrations, sites, tokens
 from controlplane.services.enrolment import Desk
+from controlplane.services.manifests import Replicas
 from controlplane.services.registrations import ApprovedPassport
 from controlplane.store import authorities as authority_store
 from controlplane.store.registrations import Registration
@@ -119,6 +120,41 @@ async def delete_token(name: NameInPath, body: OptionalJsonBody, caller: Current
     """Revoke a token: it admits nobody any more."""
     await tokens.delete(session, caller, name, now=now)
     return {}
+
+
+class YamlResponse(PlainTextResponse):
+    media_type = "application/yaml"
+
+
+_MANIFEST = f"{_TOKEN}/manifest"
+
+
+@router.post(
+    _MANIFEST, operation_id="isthmus.token.Manifest", tags=["token"], response_class=YamlResponse, openapi_extra=described(_MANIFEST)
+)
+async def create_manifest(
+    name: NameInPath,
+    body: OptionalJsonBody,
+    caller: CurrentCaller,
+    services: CurrentServices,
+    session: Session,
+    now: Now,
+    replicas: Replicas = "1",
+) -> YamlResponse:
+    """Create the registration token `name`, and answer with everything that installs the agent in a Kubernetes cluster: `… | kubectl apply -f -`.
+
+    The body is as for the creation of a token, or empty: then the token is for the site of the same name, once for each replica. As its
+    creation shows a token once, so does this; a token that exists already is refused.
+    """
+    given = body.get("spec") if isinstance(body, dict) else None
+    if isinstance(body, dict) and isinstance(given, dict | None):
+        body = body | {"spec": {"type": "JWT", "site_name": name, "max_uses": int(replicas)} | (given or {})}
+    token, content = await tokens.create(session, caller, body, fabric=services.fabric, entrance=services.entrance, now=now, name=name)
+    if token.edge:
+        raise Invalid(
+            f"{token.site_name} is a regional edge, which no cluster's agent can be", [FieldError("spec.site_name", "is a regional edge")]
+        )
+    return YamlResponse(manifests.manifest(replicas, token, content, services.entrance.agent_image))
 
 
 class TokenState(Value):

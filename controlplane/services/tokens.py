@@ -34,6 +34,8 @@ class Entrance:
 
     urls: tuple[str, ...]
     longest_token_life_s: int
+    agent_image: str
+    """Of the container that manifests install."""
 
 
 class TokenSpec(Value):
@@ -50,10 +52,17 @@ class TokenSpec(Value):
 
 
 async def create(
-    session: AsyncSession, caller: Caller, body: Mapping[str, Any], *, fabric: Fabric, entrance: Entrance, now: datetime
+    session: AsyncSession,
+    caller: Caller,
+    body: Mapping[str, Any],
+    *,
+    fabric: Fabric,
+    entrance: Entrance,
+    now: datetime,
+    name: str | None = None,
 ) -> tuple[Token, str]:
     """The token's record, and the token itself, which is kept nowhere. Raises `Invalid`, `Forbidden` and `AlreadyExists`."""
-    metadata, spec = _read(body, None, entrance)
+    metadata, spec = _read(body, name, entrance)
     edge = await _is_edge(session, caller, spec.site_name)
     life = timedelta(seconds=spec.expiration_seconds)
     token = Token(
