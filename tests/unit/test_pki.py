@@ -37,8 +37,10 @@ def csr(key: Any, *names: x509.GeneralName, organisation: str | None = None) -> 
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
-def handshake(anchor_pem: str, leaf: x509.Certificate, leaf_key: ec.EllipticCurvePrivateKey, tmp_path: Path, *, server_name: str) -> None:
-    """A TLS handshake in memory, with `leaf` as the server; the client trusts `anchor_pem` alone. Raises `ssl.SSLError`."""
+def handshake(
+    anchor_pem: str, leaf: x509.Certificate, leaf_key: ec.EllipticCurvePrivateKey, tmp_path: Path, *, server_name: str, crl_pem: str = ""
+) -> None:
+    """A TLS handshake in memory, with `leaf` as the server; the client trusts `anchor_pem` alone, and not what was revoked. Raises `ssl.SSLError`."""
     pem = tmp_path / "leaf.pem"
     pem.write_text(pki.to_pem(leaf) + pki.private_key_pem(leaf_key))
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -46,6 +48,11 @@ def handshake(anchor_pem: str, leaf: x509.Certificate, leaf_key: ec.EllipticCurv
     client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client_context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     client_context.load_verify_locations(cadata=anchor_pem)
+    if crl_pem:
+        revoked = tmp_path / "revoked.pem"
+        revoked.write_text(crl_pem)
+        client_context.load_verify_locations(revoked)
+        client_context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context.wrap_bio(to_client, to_server, server_hostname=server_name)
     server = server_context.wrap_bio(to_server, to_client, server_side=True)
@@ -150,6 +157,43 @@ def test_a_csr_that_was_altered_is_refused() -> None:
     altered = x509.load_der_x509_csr(data).public_bytes(serialization.Encoding.PEM).decode()
     with pytest.raises(pki.BadCsr, match="signature"):
         pki.requested_key(altered, site_name="madrid")
+
+
+@pytest.mark.parametrize("ahead_s", [0, 3600, -3600])
+def test_what_was_revoked_is_refused_and_nothing_else_though_clocks_differ(tenant: pki.Authority, tmp_path: Path, ahead_s: int) -> None:
+    """`ahead_s`: of the control plane's clock."""
+    then = NOW + timedelta(seconds=ahead_s)
+    key = pki.create_key()
+    gone, stays = (pki.issue_node(tenant, IDENTITY, key.public_key(), then) for _ in range(2))
+    crl_pem = pki.revocations(tenant, [gone.serial_number], then)
+    handshake(tenant.certificate_pem, stays, key, tmp_path, server_name=IDENTITY.dns_name, crl_pem=crl_pem)
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate revoked"):
+        handshake(tenant.certificate_pem, gone, key, tmp_path, server_name=IDENTITY.dns_name, crl_pem=crl_pem)
+
+
+def test_versions_of_an_authority_stand_side_by_side(root: pki.Authority, tenant: pki.Authority, tmp_path: Path) -> None:
+    """As anchors, each with its own name and key identifier, by which its leaves find it."""
+    following = pki.create_tenant_authority(root, IDENTITY.tenant_id, DOMAIN, NOW, 2)
+    assert following.certificate.subject != tenant.certificate.subject
+    both = following.certificate_pem + tenant.certificate_pem
+    lists = pki.revocations(following, (), NOW) + pki.revocations(tenant, (), NOW)
+    for authority in (tenant, following):
+        key = pki.create_key()
+        leaf = pki.issue_node(authority, IDENTITY, key.public_key(), NOW)
+        handshake(both, leaf, key, tmp_path, server_name=IDENTITY.dns_name, crl_pem=lists)
+        issuer = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier or b""
+        assert issuer.hex() == pki.key_identifier(authority.certificate_pem)
+
+
+@pytest.mark.parametrize("role", ["root", "servers", "edges"])
+def test_a_long_trust_domain_leaves_room_for_the_version(root: pki.Authority, role: str) -> None:
+    domain = ".".join(["a" * 30] * 3)
+    made = {
+        "root": lambda: pki.create_root(domain, NOW, 12),
+        "servers": lambda: pki.create_servers_authority(root, domain, NOW, 12),
+        "edges": lambda: pki.create_edges_authority(root, domain, NOW, 12),
+    }[role]()
+    assert made.certificate.subject.rfc4514_string().endswith(" v12")
 
 
 def test_what_is_sealed_opens_under_any_version_that_is_still_in_the_ring() -> None:
