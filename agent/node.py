@@ -41,7 +41,7 @@ from agent.status import StatusFile
 from agent.xds import Outcome, XdsServer
 
 VERSION = version("isthmus")
-_SHOWN = {"site_id", "path", "state", "since", "in_use", "reason", "tunnels", "error"}
+_SHOWN = {"site_id", "path", "state", "since", "in_use", "reason", "tunnels", "tls", "error"}
 
 
 def _addresses(settings: Settings) -> Addresses:

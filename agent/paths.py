@@ -154,10 +154,13 @@ def choose(route: Route, paths: Mapping[str, Path], now: Instant) -> Choice:
     first = leading(route, known)
     in_use = first or next((name for name, path in known.items() if not path.rests), None)
     spare = first is not None and first not in route.draining
+    kept_back = route.draining if spare else frozenset()
+    if first == DIRECT and any(path.leads for name, path in known.items() if name not in (DIRECT, REVERSE)):
+        kept_back |= {REVERSE}  # the same link: what takes the one away takes the other
     usable = {
-        name: not path.rests and not (spare and name in route.draining)
+        name: not path.rests and name not in kept_back
         for name, path in known.items()
-        if path.state != "UNKNOWN" or path.rests or name == REVERSE or (spare and name in route.draining)
+        if path.state != "UNKNOWN" or path.rests or name == REVERSE or name in kept_back
     }
     return Choice(in_use, usable, dict(_reasons(route, known, in_use, now)))
 

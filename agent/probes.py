@@ -86,6 +86,12 @@ class _Peer:
         tried = self.remembered.get(name, name != REVERSE or DIRECT not in self.watch.route.paths)
         return Path(time.time()) if tried else unproven(time.time())
 
+    def learn(self, name: str, path: Path) -> None:
+        fell = path.state == "DOWN" != self.paths[name].state
+        self.paths[name] = path
+        if name == DIRECT and fell and REVERSE in self.paths:
+            self.paths[REVERSE] = unproven(path.since)  # it takes the same link, and what is known of it was so before
+
     def judge(self, now: Instant) -> None:
         self.paths = settled(self.watch.route, self.paths, now)
         self.choice = choose(self.watch.route, self.paths, now)
@@ -251,7 +257,7 @@ class Probes:
             peer.paths[name] = unproven(peer.paths[name].since)
             return False
         with suppress(_Unknowable):
-            peer.paths[name] = await self._ask(peer, name)
+            peer.learn(name, await self._ask(peer, name))
             peer.judge(_now())
         if peer.has_news():
             self._changed()

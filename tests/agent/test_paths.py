@@ -141,6 +141,13 @@ def test_a_way_that_the_peer_opens_is_used_only_once_it_is_proven() -> None:
     assert history.second(reverse=True).in_use == REVERSE
 
 
+def test_tunnels_over_the_same_link_are_no_stand_in_for_it_where_there_are_edges() -> None:
+    history = History(Route((DIRECT, REVERSE, "e1")))
+    assert history.seconds(GOOD_PROBES, direct=True, reverse=True).usable == {DIRECT: True, REVERSE: True}
+    choice = history.second(direct=True, reverse=True, e1=True)
+    assert (choice.in_use, choice.usable) == (DIRECT, {DIRECT: True, REVERSE: False, "e1": True})
+
+
 def test_a_draining_edge_is_left_only_for_one_that_answers() -> None:
     history = History(Route(("e1", "e2"), draining=frozenset({"e1"})))
     choice = history.second(e1=True)

@@ -130,6 +130,11 @@ async def test_the_way_that_a_peer_opens_is_asked_only_when_it_is_needed(far: Fa
     far.paths[DIRECT] = [document()]
     await until(lambda: in_use(probes) == [DIRECT])
     assert states(probes)[REVERSE] == "UP", "the peer keeps it for a while"
+    far.paths |= {DIRECT: 503}
+    await until(lambda: in_use(probes) == ["e1"])
+    assert states(probes)[REVERSE] != "DOWN", "but it has to prove itself anew"
+    far.paths[DIRECT] = [document()]
+    await until(lambda: in_use(probes) == [DIRECT])
     far.paths[REVERSE] = 503
     await until(lambda: REVERSE not in states(probes))
 
