@@ -1,12 +1,15 @@
 """Hubs and spokes as users write them: what is refused, and what a label may bring about."""
 
+import asyncio
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 
+from agent.protocol.items import ItemKind, Peer
 from tests.api.enrolled import SITES, admitted, caught_up, live
 from tests.api.test_delivery import publish, tenant_of
+from tests.api.test_objects import BALANCERS, POOLS, pool
 from tests.api.test_status import status
 
 __all__ = ["live"]
@@ -84,6 +87,32 @@ async def test_a_group_shows_its_members_and_whom_it_joins_them_to(user: httpx.A
     assert await told("h") == (["a"], {"hub"}, ["b", "c"])
     assert (await user.put(f"{SITES}/c", json={"metadata": {"name": "c", "labels": {"hub": "1"}}, "spec": {}})).status_code == 200
     assert await told("s") == (["b"], {"spoke"}, ["a", "c"])
+
+
+async def test_who_waits_hears_at_once_when_a_label_joins_it_to_a_hub(live: FastAPI, user: httpx.AsyncClient) -> None:
+    await select(user, hubs="ves.io/siteName = b", spokes="spoke")
+    await created(user, group("h", "hubs", hub_mesh={}), spokes("s", "spokes", "h"))
+    async with admitted(live, user, "a") as made, admitted(live, user, "b"):
+        assert (await user.post(POOLS, json=pool("cart", "b"))).status_code == 200
+        await publish(user, "a", "till", "till.test")
+        body = (await user.get(f"{BALANCERS}/till")).json()
+        body["spec"]["default_route_pools"] = [{"pool": {"name": "cart"}}]
+        answer = await user.put(f"{BALANCERS}/till", json={"metadata": {"name": "till"}, "spec": body["spec"]})
+        assert answer.status_code == 200, answer.text
+        await caught_up(live, tenant_of(made))
+
+        async def is_direct() -> bool:
+            (entry,) = (entry for entry in (await made.manifest()).entries if entry.kind == ItemKind.PEER)
+            (found,) = await made.control.items([entry.hash])
+            return Peer.read(found.body.encode()).direct
+
+        assert not await is_direct()
+        waiting = asyncio.create_task(made.manifest((await made.manifest()).hash))
+        labelled = {"metadata": {"name": "a", "labels": {"spoke": "1"}}, "spec": {}}
+        assert (await user.put(f"{SITES}/a", json=labelled)).status_code == 200
+        changed = await asyncio.wait_for(waiting, 30)
+        assert ItemKind.PEER in {entry.kind for entry in changed.entries}
+        assert await is_direct()
 
 
 async def test_a_label_that_makes_a_site_hub_and_spoke_is_accepted_and_told(user: httpx.AsyncClient) -> None:

@@ -109,12 +109,18 @@ async def test_when_most_sites_fall_silent_none_is_lost_and_users_and_operators_
         (condition,) = (await status(user, SITE_STATUS.format("b")))["conditions"]
         assert (condition["type"], "1 other" in condition["message"]) == ("EvictionStopped", True)
         name = (await app.state.services.delivery.cache(UUID(tenant_of(a)))).view.intent.tenant.name
-        lines = [
-            line
-            for line in (await operator.get("/metrics")).text.splitlines()
-            if f'tenant="{name}"' in line and line.startswith(("isthmus_sites", "isthmus_eviction"))
-        ]
-        assert f'isthmus_eviction_stopped{{tenant="{name}"}} 0.0' in lines, "by the clock of requests nobody is silent yet"
+        assert f'isthmus_eviction_stopped{{tenant="{name}"}} 0.0' in (await operator.get("/metrics")).text, (
+            "nobody is silent yet by this clock"
+        )
+        families = await leases_of(app).exposition(later)
+        told = {
+            (sample.name, sample.labels.get("state")): sample.value
+            for family in families
+            for sample in family.samples
+            if sample.labels["tenant"] == name
+        }
+        assert told["isthmus_eviction_stopped", None] == 1
+        assert [told["isthmus_sites", state] for state in ("live", "held", "lost", "unknown")] == [1, 2, 0, 0]
         await _hear(app, b, c, at=later)
         await pass_time(app, later)
         assert (await status(user, SITE_STATUS.format("b")))["conditions"] == []
