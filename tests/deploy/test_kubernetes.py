@@ -1,0 +1,170 @@
+"""The manifests: they build, the API knows every field of them, and they ask for no more than they need."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lightkube.codecs import from_dict
+from lightkube.core.resource import NamespacedResource
+
+from agent.settings import Settings as AgentSettings
+from controlplane.settings import Settings as ControlPlaneSettings
+from tests.deploy.built import AGENTS, ALL, SHIPPED, Json, parsed, pods, text, variables
+
+READ_ONLY = {"get", "list", "watch"}
+
+
+def of_kind(objects: list[Json], *kinds: str) -> list[Json]:
+    return [each for each in objects if each["kind"] in kinds]
+
+
+def without_nothing(value: Any) -> Any:
+    """`{}`, `[]` and null say nothing to the API."""
+    if isinstance(value, dict):
+        return {key: clean for key, item in value.items() if (clean := without_nothing(item)) not in ({}, [], None)}
+    return [without_nothing(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_overlay_builds(name: str) -> None:
+    assert "kind: Namespace" in text(name)
+
+
+def test_what_the_control_plane_hands_out_is_what_the_overlays_come_to() -> None:
+    shipped = sorted(SHIPPED.glob("*.yaml"))
+    assert [file.stem for file in shipped] == ["one-replica", "three-replicas"]
+    for file in shipped:
+        assert file.read_text() == text(file.stem), f"{file} is stale: make manifests"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_api_knows_every_field(name: str) -> None:
+    """A model drops what it does not know, so that what comes back is less."""
+    for each in parsed(name):
+        assert without_nothing(from_dict(each).to_dict()) == without_nothing(each), f"{each['kind']} {each['metadata']['name']}"
+
+
+def test_an_unknown_field_would_be_found() -> None:
+    found = of_kind(parsed("one-replica"), "StatefulSet")[0]
+    found["spec"]["template"]["spec"]["hostnetwork"] = True
+    assert without_nothing(from_dict(found).to_dict()) != without_nothing(found)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_namespaced_object_is_in_the_namespace_that_comes_along(name: str) -> None:
+    objects = parsed(name)
+    namespaces = {each["metadata"]["name"] for each in of_kind(objects, "Namespace")}
+    for each in objects:
+        if isinstance(from_dict(each), NamespacedResource):
+            assert {each["metadata"]["namespace"]} == namespaces, each["kind"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pods_keep_to_the_restricted_profile(name: str) -> None:
+    for namespace in of_kind(parsed(name), "Namespace"):
+        assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    found = list(pods(parsed(name)))
+    assert found
+    for pod in found:
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["securityContext"].get("runAsUser") != 0
+        assert all({"emptyDir", "secret"} & volume.keys() for volume in pod["volumes"])
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
+            asked = container["securityContext"]
+            assert asked == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+            assert not any("hostPort" in port for port in container.get("ports", []))
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_openshift_chooses_users_and_groups_itself() -> None:
+    (pod,) = pods(parsed("openshift"))
+    assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()
+
+
+def rules(objects: list[Json]) -> Iterator[Json]:
+    for each in of_kind(objects, "Role", "ClusterRole"):
+        yield from each["rules"]
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_agents_may_read_services_and_their_endpoints_and_nothing_else(name: str) -> None:
+    granted = {(group, resource) for rule in rules(parsed(name)) for group in rule["apiGroups"] for resource in rule["resources"]}
+    assert granted == {("", "services"), ("discovery.k8s.io", "endpointslices")}
+    for rule in rules(parsed(name)):
+        assert set(rule["verbs"]) <= READ_ONLY
+        assert rule.keys() == {"apiGroups", "resources", "verbs"}
+    for binding in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding"):
+        assert binding["roleRef"]["name"] == "isthmus-agent"
+        assert [(it["kind"], it["name"]) for it in binding["subjects"]] == [("ServiceAccount", "isthmus-agent")]
+
+
+def test_the_control_plane_has_no_rights_in_its_cluster() -> None:
+    objects = parsed("controlplane")
+    assert not of_kind(objects, "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
+    assert not any(pod["automountServiceAccountToken"] for pod in pods(objects))
+    assert not of_kind(objects, "Secret")
+
+
+def test_only_the_migration_has_the_owner_of_the_database() -> None:
+    holders = {each["kind"] for each in parsed("controlplane") if "isthmus-database-owner" in str(each)}
+    assert holders == {"Job"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_variable_is_a_setting(name: str) -> None:
+    settings, prefix = (ControlPlaneSettings, "CONTROLPLANE_") if name == "controlplane" else (AgentSettings, "AGENT_")
+    known = {prefix + field.upper() for field in settings.model_fields}
+    for pod in pods(parsed(name)):
+        found = variables(pod, prefix)
+        assert found
+        assert found.keys() <= known
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_each_node_advertises_the_port_that_leads_to_it(name: str) -> None:
+    (pod,) = pods(parsed(name))
+    gateway = next(each for each in of_kind(parsed(name), "Service") if each["metadata"]["name"] == "isthmus-gateway")["spec"]
+    assert gateway["externalTrafficPolicy"] == "Local"
+    assert variables(pod, "AGENT_")["AGENT_ADVERTISED_GATEWAY"]["value"] == f"$(HOST_IP):{gateway['ports'][0]['nodePort']}"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_services_and_probes_lead_to_ports_of_the_pods_they_select(name: str) -> None:
+    objects = parsed(name)
+    templates = [each["spec"]["template"] for each in of_kind(objects, "StatefulSet", "Deployment")]
+    for service in of_kind(objects, "Service"):
+        selected = [one for one in templates if service["spec"]["selector"].items() <= one["metadata"]["labels"].items()]
+        assert len(selected) == 1
+        named = {port["name"] for container in selected[0]["spec"]["containers"] for port in container["ports"]}
+        assert all(port["targetPort"] in named for port in service["spec"]["ports"] if isinstance(port["targetPort"], str))
+    for template in templates:
+        for container in template["spec"]["containers"]:
+            named = {port["name"] for port in container["ports"]}
+            assert {container[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} <= named
+
+
+def test_three_replicas_are_on_three_machines_and_leave_one_by_one() -> None:
+    objects = parsed("three-replicas")
+    (nodes,), (budget,) = of_kind(objects, "StatefulSet"), of_kind(objects, "PodDisruptionBudget")
+    assert nodes["spec"]["replicas"] == 3
+    (apart,) = nodes["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    labels = nodes["spec"]["template"]["metadata"]["labels"]
+    assert apart["topologyKey"] == "kubernetes.io/hostname"
+    assert budget["spec"]["maxUnavailable"] == 1
+    for selector in (apart["labelSelector"], budget["spec"]["selector"], nodes["spec"]["selector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_identity_is_on_a_volume_of_each_node(name: str) -> None:
+    (nodes,) = of_kind(parsed(name), "StatefulSet")
+    (pod,) = pods([nodes])
+    (claim,) = nodes["spec"]["volumeClaimTemplates"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    settings = variables(pod, "AGENT_")
+    assert settings["AGENT_STATE_DIR"]["value"].startswith(mounted[claim["metadata"]["name"]])
+    assert settings["AGENT_TOKEN_FILE"]["value"].startswith(mounted["token"])
+    assert settings["AGENT_NODE"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
