@@ -14,7 +14,9 @@ VIRTUAL_SITES = ("v", "w")
 POOLS = ("one", "two", "three")
 POLICIES = ("p", "q")
 GROUPS = ("m", "n")
-PLACES = (*SITES, "gone", *(f"*{name}" for name in VIRTUAL_SITES))
+EDGES = ("e", "f")
+"""Regional edges, which are there in any case: tenants cannot change them."""
+PLACES = (*SITES, "gone", "e", *(f"*{name}" for name in VIRTUAL_SITES))
 
 places = st.lists(st.sampled_from(PLACES), min_size=1, max_size=3, unique=True)
 pool_names = st.lists(st.sampled_from((*POOLS, "lost")), min_size=1, max_size=2, unique=True)
@@ -25,6 +27,8 @@ service_policies: st.SearchStrategy[Body] = st.one_of(
     ),
 )
 domains = st.lists(st.sampled_from(("x.test", "y.test", "*.test")), min_size=1, max_size=2, unique=True)
+names = st.sampled_from((frozenset[str](), frozenset({"x.test"}), frozenset({"test", ":81", ":82"})))
+"""Public ones, of the tenant."""
 labels = st.dictionaries(st.sampled_from(("k", "l")), st.sampled_from(("1", "2")))
 selectors = st.sampled_from(("k", "k = 1", "l != 2", "k notin (1), l", "ves.io/siteName in (a, b)"))
 
@@ -50,9 +54,21 @@ def pools(draw: st.DrawFn, name: str) -> Body:
 
 
 @st.composite
+def listened_at(draw: st.DrawFn) -> Body:
+    """By site or label on the inside network, which edges do not have; or from the public."""
+    public = {"site": {"network": "SITE_NETWORK_OUTSIDE", "site": {"namespace": "system", "name": "f"}}}
+    somewhere = advertised(*draw(places), **draw(PORTS))
+    return draw(
+        st.sampled_from(
+            (somewhere, somewhere, {"advertise_custom": {"advertise_where": [public]}}, {"advertise_on_public_default_vip": {}})
+        )
+    )
+
+
+@st.composite
 def https(draw: st.DrawFn, name: str) -> Body:
-    listening = advertised(*draw(places), **draw(PORTS))
-    return http(
+    listening = draw(listened_at())
+    made = http(
         name,
         draw(pool_names),
         [],
@@ -62,6 +78,9 @@ def https(draw: st.DrawFn, name: str) -> Body:
         **draw(st.sampled_from(HTTP_HASHES)),
         **draw(LOST_SITES),
     )
+    if "advertise_custom" not in listening:
+        del made["spec"]["advertise_custom"]
+    return made
 
 
 @st.composite
@@ -138,7 +157,8 @@ def objects(draw: st.DrawFn, slot: int, strategy: st.SearchStrategy[Body]) -> St
 
 @st.composite
 def tenants(draw: st.DrawFn) -> Intent:
-    return intent_of(_filled(draw(st.tuples(*(objects(number, strategy) for number, strategy in enumerate(slots()))))))
+    found = draw(st.tuples(*(objects(number, strategy) for number, strategy in enumerate(slots()))))
+    return intent_of(_filled(found), draw(names))
 
 
 @st.composite
@@ -149,8 +169,10 @@ def changed_tenants(draw: st.DrawFn) -> tuple[Intent, Intent, Stored[Any] | None
     number = draw(st.integers(0, len(strategies) - 1))
     after = [*before]
     after[number] = draw(objects(number, strategies[number]))
-    return intent_of(_filled(before)), intent_of(_filled(after)), after[number] or before[number]
+    owned = draw(names)
+    return intent_of(_filled(before), owned), intent_of(_filled(after), owned), after[number] or before[number]
 
 
 def _filled(slots: Sequence[Stored[Any] | None]) -> list[Stored[Any]]:
-    return [found for found in slots if found]
+    edges = (stored(site(name, {"k": "1"}, site_type="REGIONAL_EDGE")) for name in EDGES)
+    return [*(found for found in slots if found), *edges]

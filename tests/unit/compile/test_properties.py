@@ -10,14 +10,17 @@ from agent.protocol import items
 from agent.protocol.base import content_hash
 from agent.protocol.items import TYPES, ItemKind
 from controlplane.compile.concern import concerned_sites
+from controlplane.compile.edge import public_items, tenant_of
 from controlplane.compile.intent import Intent
+from controlplane.compile.public_names import covers
 from controlplane.compile.site import compile_site, conditions
-from controlplane.compile.snapshot import Snapshot
+from controlplane.compile.snapshot import Snapshot, snapshot_of
 from controlplane.resources.base import Stored
 from tests.unit.compile.intents import id_of, intent_of, observations_of
-from tests.unit.compile.tenants import SITES, changed_tenants, tenants
+from tests.unit.compile.tenants import EDGES, SITES, changed_tenants, tenants
 
 SITE_IDS = tuple(id_of(name) for name in SITES)
+EDGE_IDS = tuple(id_of(name) for name in EDGES)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
@@ -103,10 +106,10 @@ def _through_gateway(pool: items.OriginPool, load_balancer: str, site: str, orig
 @quick
 @given(tenants(), st.randoms(use_true_random=False))
 def test_the_order_in_which_objects_were_read_does_not_matter(intent: Intent, random: Random) -> None:
-    objects: list[Stored[Any]] = [stored for of_kind in intent.objects.values() for stored in of_kind.values()]
+    objects: list[Stored[Any]] = [stored for of_kind in (*intent.objects.values(), intent.edges) for stored in of_kind.values()]
     random.shuffle(objects)
-    assert conditions(intent_of(objects)) == conditions(intent)
-    for ours, shuffled in zip(compiled(intent).values(), compiled(intent_of(objects)).values(), strict=True):
+    assert conditions(intent_of(objects, intent.names)) == conditions(intent)
+    for ours, shuffled in zip(compiled(intent).values(), compiled(intent_of(objects, intent.names)).values(), strict=True):
         assert list(ours.items.items()) == list(shuffled.items.items())
         assert ours.manifest == shuffled.manifest
 
@@ -120,3 +123,22 @@ def test_a_write_changes_only_sites_that_it_concerns_before_or_after(change: tup
         concerned = concerned_sites(touched.kind, touched.key, before) | concerned_sites(touched.kind, touched.key, after)
     old, new = compiled(before), compiled(after)
     assert {site_id for site_id in SITE_IDS if old[site_id].manifest != new[site_id].manifest} <= concerned
+    public = public_items(before, observations_of(before)), public_items(after, observations_of(after))
+    assert {edge for edge in EDGE_IDS if public[0].get(edge) != public[1].get(edge)} <= concerned
+
+
+@quick
+@given(tenants())
+def test_everything_of_a_tenant_on_an_edge_is_under_its_id_and_complete(intent: Intent) -> None:
+    for edge, own in public_items(intent, observations_of(intent)).items():
+        snapshot = snapshot_of(edge, own)
+        assert all(tenant_of(key) == intent.tenant.id for _, key in snapshot.items)
+        pools = bodies(snapshot, ItemKind.ORIGIN_POOL)
+        assert set[str]().union(*pools_of(snapshot).values()) == set(pools)
+        sites = {site for pool in pools.values() if pool.selection != "LOCAL_ONLY" for origin in pool.origins for site in origin.sites}
+        assert {peer.site_id for peer in bodies(snapshot, ItemKind.PEER).values()} == sites
+        listened = [key for listener in bodies(snapshot, ItemKind.LISTENER).values() for key in listener.load_balancers]
+        assert set(listened) == {key.partition(" ")[2] for key in pools_of(snapshot)}
+        assert b"secret:" not in b"".join(pool.canonical() for pool in pools.values())
+        for balancer in bodies(snapshot, ItemKind.HTTP_LOADBALANCER).values():
+            assert all(covers(intent.names, name.removeprefix("*.")) for name in balancer.domains)
