@@ -11,7 +11,7 @@ ECHO = (sys.executable, "-m", "lab.echo")
 HUB, NEAR, FAR = "hub", "near", "far"
 EDGES = ("e1", "e2")
 CHECK = {"http_health_check": {"path": "/health", "use_origin_server_name": {}}, "interval": 1, "timeout": 1}
-ANY_PLANE = {"control_and_data_plane_mesh": {}}
+ANY_PLANE: dict[str, Any] = {"control_and_data_plane_mesh": {}}
 
 
 def hub_and_spokes(**options: Any) -> Fabric:
