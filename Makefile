@@ -40,7 +40,7 @@ bench-failover: $(INSTALLED) packages ## What users notice when parts fail, into
 	@$(BIN)/python -m bench.failover $(ARGS)
 
 openapi: $(INSTALLED) ## Export the API's description
-	$(BIN)/isthmus-controlplane openapi > openapi/openapi.json
+	$(BIN)/isthmus-controlplane openapi > openapi/.new.json && mv openapi/.new.json openapi/openapi.json
 
 manifests: ## Build what the control plane hands out to install agents, from deploy/kubernetes; needs kubectl
 	for overlay in one-replica three-replicas; do \
