@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped]  # ships no types
 ROOT = Path(__file__).parents[2]
 AGENTS = {name: f"agent/overlays/{name}" for name in ("one-replica", "three-replicas", "openshift")}
 ALL = {**AGENTS, "controlplane": "controlplane"}
+RIGHTS = {**ALL, "discovery": "discovery"}
 SHIPPED = ROOT / "controlplane/installation"
 
 Json = dict[str, Any]
@@ -23,7 +24,7 @@ def text(name: str) -> str:
     """As kubectl builds it. Skips the test where there is no kubectl."""
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl, whose kustomize builds the overlays")
-    built = subprocess.run(["kubectl", "kustomize", ROOT / "deploy/kubernetes" / ALL[name]], check=False, capture_output=True, text=True)
+    built = subprocess.run(["kubectl", "kustomize", ROOT / "deploy/kubernetes" / RIGHTS[name]], check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return built.stdout
 

@@ -9,7 +9,7 @@ from lightkube.core.resource import NamespacedResource
 
 from agent.settings import Settings as AgentSettings
 from controlplane.settings import Settings as ControlPlaneSettings
-from tests.deploy.built import AGENTS, ALL, SHIPPED, Json, parsed, pods, text, variables
+from tests.deploy.built import AGENTS, ALL, RIGHTS, SHIPPED, Json, parsed, pods, text, variables
 
 READ_ONLY = {"get", "list", "watch"}
 
@@ -32,7 +32,7 @@ def without_nothing(value: Any) -> Any:
     return [without_nothing(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", RIGHTS)
 def test_every_overlay_builds(name: str) -> None:
     assert "kind: Namespace" in text(name)
 
@@ -44,7 +44,7 @@ def test_what_the_control_plane_hands_out_is_what_the_overlays_come_to() -> None
         assert file.read_text() == text(file.stem), f"{file} is stale: make manifests"
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", RIGHTS)
 def test_the_api_knows_every_field(name: str) -> None:
     """A model drops what it does not know, so that what comes back is less."""
     for each in parsed(name):
@@ -106,6 +106,16 @@ def test_agents_may_read_services_and_their_endpoints_and_nothing_else(name: str
     for binding in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding"):
         assert binding["roleRef"]["name"] == "isthmus-agent"
         assert [(it["kind"], it["name"]) for it in binding["subjects"]] == [("ServiceAccount", "isthmus-agent")]
+
+
+@pytest.mark.parametrize("name", RIGHTS)
+def test_nothing_grants_secrets_wildcards_or_roles_of_the_cluster(name: str) -> None:
+    for rule in rules(parsed(name)):
+        said = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+        assert not said & {"*", "secrets", "escalate", "bind", "impersonate"}
+        assert set(rule["verbs"]) <= READ_ONLY
+    own = {each["metadata"]["name"] for each in of_kind(parsed(name), "Role", "ClusterRole")}
+    assert {each["roleRef"]["name"] for each in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding")} <= own
 
 
 def test_the_control_plane_has_no_rights_in_its_cluster() -> None:
