@@ -77,7 +77,7 @@ def _public(edge: str, made: Plan, observations: Observations) -> Iterator[Compi
 def _peer(tenant_id: str, site_id: str, name: str, draining: bool, lost: bool) -> CompiledItem:
     """Reached by the tunnels that it keeps to the edge."""
     body = items.Peer(site_id=site_id, name=name, tenant_id=tenant_id, direct=False, draining=draining, lost=lost)
-    return CompiledItem.of(ItemKind.PEER, f"{tenant_id}/{site_id}", body)
+    return CompiledItem.of(ItemKind.PEER, site_id, body)
 
 
 @lru_cache(CACHE)
