@@ -1,5 +1,6 @@
 """The client by itself: which URL is asked, what is sent, and what answers mean. tests/api holds it against the real application."""
 
+import asyncio
 import gzip
 import hashlib
 import json
@@ -166,3 +167,47 @@ def test_without_urls_there_is_nothing_to_talk_to() -> None:
 
 async def test_the_source_address_towards_this_machine_is_its_own() -> None:
     assert await source_address("https://127.0.0.1:8443") == "127.0.0.1"
+
+
+async def test_new_urls_are_followed_and_the_one_that_answers_is_kept() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.host)
+        return ok(request)
+
+    plane = control(answer, "https://one", "https://two")
+    await plane.heartbeat(BEAT)
+    plane.follow(["https://three", "https://one/"])
+    await plane.heartbeat(BEAT)
+    plane.follow(["https://three"])
+    await plane.heartbeat(BEAT)
+    assert asked == ["one", "one", "three"]
+
+
+async def test_new_roots_hold_for_the_next_request_and_leave_those_under_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, httpx2.AsyncClient]] = []
+    make, answering, go_on = ControlPlane._client, asyncio.Event(), asyncio.Event()
+
+    def remembered(plane: ControlPlane, anchor_pem: str) -> httpx2.AsyncClient:
+        made.append((anchor_pem, make(plane, anchor_pem)))
+        return made[-1][1]
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        answering.set()
+        await go_on.wait()
+        return ok(request)
+
+    monkeypatch.setattr(ControlPlane, "_client", remembered)
+    plane = ControlPlane(["https://one"], "old", httpx2.MockTransport(answer))
+    under_way = asyncio.create_task(plane.heartbeat(BEAT))
+    await answering.wait()
+    await plane.trust("old")
+    await plane.trust("new")
+    (_, old), (anchor, new) = made
+    assert (anchor, old.is_closed) == ("new", False)
+    go_on.set()
+    assert (await under_way).pace_s == 3
+    assert old.is_closed
+    assert (await plane.heartbeat(BEAT)).pace_s == 3
+    assert not new.is_closed

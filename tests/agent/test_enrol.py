@@ -207,3 +207,35 @@ async def test_a_renewed_certificate_is_used_even_if_the_disk_is_full(
     with suppress(asyncio.CancelledError):
         await running
     assert renewed == [young]
+
+
+async def test_a_certificate_whose_signer_retires_is_renewed_soon_and_not_again_and_again(
+    server: Server, directory: StateDirectory
+) -> None:
+    held, renewed = identity(server, directory, certificate(directory.node_key()))
+    young = credentials(certificate(directory.node_key()))
+    server.answers[RENEW] = [said(young.model_dump())] * 2
+    running = asyncio.create_task(held.run())
+    for _ in range(10):
+        held.hurry()
+        await asyncio.sleep(3)
+    running.cancel()
+    assert renewed == [young]
+
+
+async def test_roots_that_the_control_plane_announces_are_kept(
+    server: Server, directory: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, _ = identity(server, directory, certificate(directory.node_key()))
+    trusted: list[str] = []
+
+    async def trust(anchor_pem: str) -> None:
+        trusted.append(anchor_pem)
+
+    monkeypatch.setattr(held.control, "trust", trust)
+    for announced in ("", "new roots", "new roots"):
+        await held.trust(announced)
+    assert trusted == ["new roots"]
+    stored = directory.credentials()
+    assert stored is not None
+    assert stored.control_plane_anchor_pem == "new roots"
