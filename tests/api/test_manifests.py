@@ -1,11 +1,14 @@
 """One command installs an agent: what it is given, and what is refused."""
 
+import shutil
+
 import httpx
 import jwt
 import pytest
 import yaml  # type: ignore[import-untyped]  # ships no types
 
 from tests.api.enrolled import SITES, TOKENS, Json
+from tests.deploy.cluster import cluster
 
 MANIFEST = TOKENS + "/{}/manifest"
 
@@ -82,3 +85,14 @@ async def test_an_edge_is_not_installed_in_a_cluster(operator: httpx.AsyncClient
     assert made.status_code == 200
     assert (await operator.post(MANIFEST.format("edge"))).status_code == 400
     assert (await operator.get(f"{TOKENS}/edge")).status_code == 404
+
+
+async def test_kubectl_applies_it_from_its_standard_input(user: httpx.AsyncClient) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    answer = await user.post(MANIFEST.format("paris"), params={"replicas": 3})
+    async with cluster() as target:
+        said = await target.kubectl("apply", "--validate=false", "-f", "-", stdin=answer.text)
+        assert said.count(" created") == len(list(yaml.safe_load_all(answer.text))) == len(target.objects)
+        assert target.order.index("Secret") < target.order.index("StatefulSet")
+        assert target.named("StatefulSet", "isthmus")["spec"]["replicas"] == 3

@@ -10,6 +10,7 @@ from lightkube.core.resource import NamespacedResource
 from agent.settings import Settings as AgentSettings
 from controlplane.settings import Settings as ControlPlaneSettings
 from tests.deploy.built import AGENTS, ALL, RIGHTS, SHIPPED, Json, parsed, pods, text, variables
+from tests.deploy.cluster import cluster
 
 READ_ONLY = {"get", "list", "watch"}
 
@@ -185,3 +186,11 @@ def test_identity_is_on_a_volume_of_each_node(name: str) -> None:
     assert settings["AGENT_STATE_DIR"]["value"].startswith(mounted[claim["metadata"]["name"]])
     assert settings["AGENT_TOKEN_FILE"]["value"].startswith(mounted["token"])
     assert settings["AGENT_NODE"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.name"
+
+
+@pytest.mark.parametrize("name", RIGHTS)
+async def test_kubectl_applies_every_overlay(name: str) -> None:
+    built = text(name)
+    async with cluster() as target:
+        said = await target.kubectl("apply", "--validate=false", "-f", "-", stdin=built)
+        assert said.count(" created") == len(target.objects) == built.count("\nkind: ")
