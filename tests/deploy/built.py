@@ -13,7 +13,8 @@ import yaml  # type: ignore[import-untyped]  # ships no types
 ROOT = Path(__file__).parents[2]
 AGENTS = {name: f"agent/overlays/{name}" for name in ("one-replica", "three-replicas", "openshift")}
 ALL = {**AGENTS, "controlplane": "controlplane"}
-RIGHTS = {**ALL, "discovery": "discovery"}
+RIGHTS = {**ALL, "publishing": "agent/overlays/publishing", "discovery": "discovery"}
+"""With those of which only the rights differ."""
 SHIPPED = ROOT / "controlplane/installation"
 
 Json = dict[str, Any]

@@ -26,6 +26,8 @@ KINDS = (
     Kind("", "Secret", "secrets"),
     Kind("", "Service", "services"),
     Kind("", "ServiceAccount", "serviceaccounts"),
+    Kind("rbac.authorization.k8s.io", "Role", "roles"),
+    Kind("rbac.authorization.k8s.io", "RoleBinding", "rolebindings"),
     Kind("apps", "Deployment", "deployments"),
     Kind("apps", "StatefulSet", "statefulsets"),
     Kind("batch", "Job", "jobs"),

@@ -109,12 +109,25 @@ def test_agents_may_read_services_and_their_endpoints_and_nothing_else(name: str
         assert [(it["kind"], it["name"]) for it in binding["subjects"]] == [("ServiceAccount", "isthmus-agent")]
 
 
+def test_publishing_adds_services_their_endpoints_and_a_lease() -> None:
+    objects = parsed("publishing")
+    writing = [rule for rule in rules(objects) if not set(rule["verbs"]) <= READ_ONLY]
+    assert {resource for rule in writing for resource in rule["resources"]} == {
+        "services",
+        "endpointslices",
+        "endpointslices/restricted",
+        "leases",
+    }
+    for role in of_kind(objects, "ClusterRole"):
+        assert not any("leases" in rule["resources"] for rule in role["rules"])
+
+
 @pytest.mark.parametrize("name", RIGHTS)
 def test_nothing_grants_secrets_wildcards_or_roles_of_the_cluster(name: str) -> None:
     for rule in rules(parsed(name)):
         said = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
         assert not said & {"*", "secrets", "escalate", "bind", "impersonate"}
-        assert set(rule["verbs"]) <= READ_ONLY
+        assert set(rule["verbs"]) <= READ_ONLY or name == "publishing"
     own = {each["metadata"]["name"] for each in of_kind(parsed(name), "Role", "ClusterRole")}
     assert {each["roleRef"]["name"] for each in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding")} <= own
 
