@@ -13,7 +13,7 @@ from lightkube.resources.discovery_v1 import EndpointSlice
 
 from agent.discovery import objects
 from agent.discovery.kubeconfig import ClusterAccess
-from agent.discovery.reflector import Difference, ReadFailed, ReadForbidden, Reflector, ask, pauses
+from agent.discovery.reflector import AccessRefused, Difference, ReadFailed, ReadForbidden, Reflector, ask, pauses
 from agent.discovery.table import Delivery, ServiceTable
 from agent.discovery.table import Service as DiscoveredService
 from agent.errors import Misconfigured
@@ -165,7 +165,7 @@ class _Connection:
     """Whether all of it was read once."""
 
     async def follow(self, own_namespace: str) -> None:
-        """Until the credentials are refused, which raises an ExceptionGroup of `ReadFailed`."""
+        """Until the credentials are refused, or no longer suffice, which raises an ExceptionGroup of `ReadFailed`."""
         async with asyncio.TaskGroup() as group:
             if self.delivery == "isolated":
                 self._start(group, self._reflector(Node, objects.read_node, self._nodes_changed), self.cluster)
@@ -249,7 +249,9 @@ class _Connection:
         changed: Callable[[Sequence[Difference[Any]]], None],
         namespace: str = ALL_NS,
     ) -> Reflector[Any]:
-        return Reflector(self.client, resource, read, changed, namespace)
+        """Who may suddenly not read all namespaces any more is to look which remain."""
+        fatal = (AccessRefused, ReadForbidden) if resource in {Service, EndpointSlice} and namespace == ALL_NS else (AccessRefused,)
+        return Reflector(self.client, resource, read, changed, namespace, fatal)
 
     def _start(self, group: asyncio.TaskGroup, reflector: Reflector[Any], among: list[Reflector[Any]]) -> None:
         among.append(reflector)

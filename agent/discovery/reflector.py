@@ -1,4 +1,7 @@
-"""Follows one collection of a Kubernetes API: list everything, then watch from the version of the list.
+"""Follows one collection of a Kubernetes API: read everything, then watch from that version.
+
+Everything comes as the beginning of the watch (`sendInitialEvents`), which costs the server far less than a list; from servers that do not offer
+that, as a list in pages.
 
 lightkube builds the requests, authenticates them and decodes what comes back. Its own watch is not used: it never asks for bookmarks, goes
 on after a 410 without listing (what was deleted meanwhile would stay for ever), does not see a 410 that comes as HTTP status, waits
@@ -6,8 +9,11 @@ without end on a connection that is silent, and splits lines at characters that 
 """
 
 import asyncio
+import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -19,6 +25,7 @@ from lightkube.core.generic_client import ALL_NS, GenericAsyncClient
 from lightkube.core.resource import NamespacedResourceG, Resource
 
 from agent.backoff import backoff
+from agent.discovery.kubeconfig import ANSWER_S
 
 V = TypeVar("V")
 Difference = tuple[V | None, V | None]
@@ -32,6 +39,8 @@ SILENCE_S = 90.0
 SHORTEST_WATCH_S = 1.0
 """A watch that the server ends sooner counts as a failure, so that it is not repeated without a pause."""
 LONGEST_EVENT = 8 << 20
+_EVERYTHING = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+_END_OF_EVERYTHING = "k8s.io/initial-events-end"
 
 
 class ReadFailed(Exception):
@@ -39,7 +48,7 @@ class ReadFailed(Exception):
 
 
 class AccessRefused(ReadFailed):
-    """401: the credentials are not accepted."""
+    """401, or a TLS handshake that failed: the credentials are not accepted, or the server is not trusted."""
 
 
 class ReadForbidden(ReadFailed):
@@ -48,6 +57,10 @@ class ReadForbidden(ReadFailed):
 
 class Gap(ReadFailed):
     """Changes may have been missed."""
+
+
+class NotOffered(ReadFailed):
+    """The server does not know how to read in this way."""
 
 
 def pauses() -> Iterator[float]:
@@ -64,42 +77,52 @@ class Reflector(Generic[V]):
     changed: Callable[[Sequence[Difference[V]]], None]
     """Called with what differs, after every event and every list; also without differences, when `failure` changed."""
     namespace: str = ALL_NS
+    fatal: tuple[type[ReadFailed], ...] = (AccessRefused,)
+    """What makes `run` give up."""
     objects: dict[tuple[str, str], V] = field(default_factory=dict)
     """By namespace and name."""
     listed: bool = False
     """Whether `objects` is, or once was, the whole truth."""
     failure: ReadFailed | None = None
     """Why it is not being followed now."""
+    streams: bool = True
+    """Whether everything is asked for as the beginning of a watch."""
+    _read_at: float = field(default=math.inf, init=False)
+    """When everything was read, this time; never, if that is yet to come."""
 
     @property
     def what(self) -> str:
         return _what(self.resource, self.namespace)
 
     async def run(self) -> NoReturn:
-        """Follow for ever. What goes wrong is in `failure` and leads to a new list; raises `AccessRefused` only.
+        """Follow for ever. What goes wrong is in `failure` and leads to reading everything again; raises what is `fatal` only.
 
-        A watch that broke off after a while is no failure unless the list that follows fails too.
+        A watch that broke off after a while is no failure unless reading everything fails too.
         """
         loop = asyncio.get_running_loop()
         delays = pauses()
         while True:
-            started = loop.time()
+            self._read_at = math.inf
             try:
-                version = await self._list()
+                version = await (self._begin() if self.streams else self._list())
                 while True:
                     version = await self._watch(version)
-            except AccessRefused as error:
+            except NotOffered as error:
+                if not self.streams:
+                    self._failed(error)
+                self.streams = False
+            except self.fatal as error:
                 self._failed(error)
                 raise
             except ReadFailed as error:
-                if isinstance(error, Gap) and loop.time() - started > SHORTEST_WATCH_S:
+                if isinstance(error, Gap) and loop.time() - self._read_at > SHORTEST_WATCH_S:
                     delays = pauses()
                 else:
                     self._failed(error)
             await asyncio.sleep(next(delays))
 
     async def _list(self) -> str:
-        """Mark and sweep: what the list does not show is gone. Its version."""
+        """Its version."""
         found: dict[tuple[str, str], V] = {}
         version, more = "", ""
         while True:
@@ -111,11 +134,16 @@ class Reflector(Generic[V]):
                     found[key] = value
             if not more:
                 break
-        pairs = ((self.objects.get(key), found.get(key)) for key in {**self.objects, **found})
-        differences = [(old, new) for old, new in pairs if old != new]
-        self.objects, self.listed, self.failure = found, True, None
-        self.changed(differences)
+        self._found(found)
         return version
+
+    def _found(self, everything: dict[tuple[str, str], V]) -> None:
+        """Mark and sweep: what is not among it is gone."""
+        pairs = ((self.objects.get(key), everything.get(key)) for key in {**self.objects, **everything})
+        differences = [(old, new) for old, new in pairs if old != new]
+        self.objects, self.listed, self.failure = everything, True, None
+        self._read_at = asyncio.get_running_loop().time()
+        self.changed(differences)
 
     def _page(self, response: httpx2.Response) -> tuple[str, str, list[Any]]:
         try:
@@ -126,35 +154,71 @@ class Reflector(Generic[V]):
             raise ReadFailed(f"{self.what}: the list has no version")
         return more or "", version, items
 
+    async def _begin(self) -> str:
+        """Read everything from the beginning of a watch, and follow that one as `_watch` does."""
+        loop = asyncio.get_running_loop()
+        started, found = loop.time(), dict[tuple[str, str], V]()
+        try:
+            async with asyncio.timeout(ANSWER_S) as patience, self._opened(**_EVERYTHING) as lines:
+                async for line in lines:
+                    patience.reschedule(loop.time() + ANSWER_S)
+                    if version := self._beginning(line, found):
+                        break
+                else:
+                    raise ReadFailed(f"{self.what}: the watch ended before it had shown everything")
+                patience.reschedule(None)
+                self._found(found)
+                return await self._follow(lines, version, started)
+        except TimeoutError:
+            self.streams = False
+            raise ReadFailed(f"{self.what}: the watch does not show everything") from None
+
+    def _beginning(self, line: bytes, found: dict[tuple[str, str], V]) -> str:
+        """Take in one event; the version if that was all."""
+        event = self._decoded(line)
+        if event.type == "BOOKMARK":
+            metadata = self._bookmark(event)
+            return metadata.resourceVersion if (metadata.annotations or {}).get(_END_OF_EVERYTHING) == "true" else ""
+        item = self._object(event)
+        key, value = _key(item), None if event.type == "DELETED" else self.read(item)
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = value
+        return ""
+
     async def _watch(self, version: str) -> str:
         """Follow changes after `version` until the server ends the watch in good order, and give the version reached; nothing is missed then."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        query = {"resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": str(random.randint(*WATCH_S))}
-        response = await self._ask(watch=True, **query)
+        started = asyncio.get_running_loop().time()
+        async with self._opened(resourceVersion=version) as lines:
+            return await self._follow(lines, version, started)
+
+    async def _follow(self, lines: AsyncIterator[bytes], version: str, started: float) -> str:
+        async for line in lines:
+            version = self._event(line)
+        if asyncio.get_running_loop().time() - started < SHORTEST_WATCH_S:
+            raise Gap(f"{self.what}: the server ends watches at once")
+        return version
+
+    @asynccontextmanager
+    async def _opened(self, **query: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The lines of a watch."""
+        bounds = {"allowWatchBookmarks": "true", "timeoutSeconds": str(random.randint(*WATCH_S))}
+        response = await self._ask(watch=True, **query, **bounds)
         try:
-            async for line in _lines(response):
-                version = self._event(line)
+            async with aclosing(_lines(response)) as lines:
+                yield lines
         except httpx2.HTTPError as error:
             raise Gap(f"{self.what}: the watch broke off: {_brief(error)}") from None
         finally:
             await response.aclose()
-        if loop.time() - started < SHORTEST_WATCH_S:
-            raise Gap(f"{self.what}: the server ends watches at once")
-        return version
 
     def _event(self, line: bytes) -> str:
         """Take in one event; the version it brings."""
-        try:
-            event = decoders.decode_watch_event(line)
-            if event.type == "ERROR":
-                status = decoders.decode_status(event.object)
-                raise Gap(f"{self.what}: {status.code} {status.message}")
-            if event.type == "BOOKMARK":
-                return msgspec.json.decode(event.object, type=_Versioned).metadata.resourceVersion
-            item = decoders.decode_object(event.object, self.resource)
-        except msgspec.MsgspecError as error:
-            raise Gap(f"{self.what}: an event cannot be read: {error}") from None
+        event = self._decoded(line)
+        if event.type == "BOOKMARK":
+            return self._bookmark(event).resourceVersion
+        item = self._object(event)
         key, value = _key(item), None if event.type == "DELETED" else self.read(item)
         before = self.objects.pop(key, None) if value is None else self.objects.get(key)
         if value is not None:
@@ -162,6 +226,32 @@ class Reflector(Generic[V]):
         if before != value:
             self.changed([(before, value)])
         return str(item.metadata.resourceVersion)
+
+    def _decoded(self, line: bytes) -> Any:
+        """Type and object, which is still JSON."""
+        try:
+            event = decoders.decode_watch_event(line)
+            if event.type != "ERROR":
+                return event
+            status = decoders.decode_status(event.object)
+        except msgspec.MsgspecError as error:
+            raise self._unreadable(error) from None
+        raise Gap(f"{self.what}: {status.code} {status.message}")
+
+    def _bookmark(self, event: Any) -> "_Metadata":
+        try:
+            return msgspec.json.decode(event.object, type=_Versioned).metadata
+        except msgspec.MsgspecError as error:
+            raise self._unreadable(error) from None
+
+    def _object(self, event: Any) -> Any:
+        try:
+            return decoders.decode_object(event.object, self.resource)
+        except msgspec.MsgspecError as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> Gap:
+        return Gap(f"{self.what}: an event cannot be read: {error}")
 
     async def _ask(self, *, watch: bool, **query: str) -> httpx2.Response:
         return await ask(self.client, self.resource, self.namespace, watch=watch, **query)
@@ -187,21 +277,32 @@ async def ask(
     except (httpx2.LocalProtocolError, ValueError):  # their messages show the header
         raise ReadFailed(f"{_what(resource, namespace)}: the credentials have characters that cannot be sent") from None
     except (httpx2.HTTPError, ConfigError, OSError) as error:
-        raise ReadFailed(f"{_what(resource, namespace)}: {_brief(error)}") from None
+        kind = AccessRefused if _is_about_trust(error) else ReadFailed
+        raise kind(f"{_what(resource, namespace)}: {_brief(error)}") from None
     if response.is_success:
         return response
     raise _refusal(_what(resource, namespace), response)
 
 
+def _is_about_trust(error: BaseException | None) -> bool:
+    """Certificates and authorities change while this runs: those of a pod are files that its kubelet replaces."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class _Metadata(msgspec.Struct):
     resourceVersion: str  # noqa: N815 - Kubernetes' word
+    annotations: dict[str, str] | None = None
 
 
 class _Versioned(msgspec.Struct):
     metadata: _Metadata
 
 
-async def _lines(response: httpx2.Response) -> AsyncIterator[bytes]:
+async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
     """Split at line feeds only: JSON may contain what else `splitlines` takes for an end of line."""
     rest = bytearray()
     async for chunk in response.aiter_bytes():
@@ -220,7 +321,7 @@ def _what(resource: type[Resource], namespace: str) -> str:
 
 
 def _refusal(what: str, response: httpx2.Response) -> ReadFailed:
-    kind = {401: AccessRefused, 403: ReadForbidden, 410: Gap}.get(response.status_code, ReadFailed)
+    kind = {400: NotOffered, 401: AccessRefused, 403: ReadForbidden, 410: Gap, 422: NotOffered}.get(response.status_code, ReadFailed)
     try:
         message = str(response.json()["message"])
     except (ValueError, KeyError, TypeError):

@@ -4,14 +4,14 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from lab.kubernetes import selector
-from lab.kubernetes.refusal import Refusal, bad_request
+from lab.kubernetes.refusal import Refusal, bad_request, invalid
 from lab.kubernetes.resource import ENDPOINT_SLICE, Resource
 from lab.kubernetes.selector import Body, Predicate
 from lab.kubernetes.store import Change, Key, Object, Store
@@ -64,31 +64,34 @@ class Watch:
     wanted: Predicate
     shown: int
     start_with_everything: bool
+    tells_end: bool
+    """A bookmark follows everything."""
     bookmark_s: float
     """0: none were asked for."""
     ends: float
 
     @classmethod
-    def of(cls, request: web.Request, resource: Resource, store: Store, bookmark_s: float) -> "Watch":
+    def of(cls, request: web.Request, resource: Resource, store: Store, bookmark_s: float, *, streams: bool) -> "Watch":
+        """Raise `Refusal`. `streams`: whether a watch may begin with everything and say where that ends, as the feature gate WatchList has it."""
+        streamed = is_true(request, "sendInitialEvents")
         if "sendInitialEvents" in request.query:
-            raise bad_request("sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
-        version = int(request.query.get("resourceVersion") or 0)
+            _check_streaming(request, offered=streams)
+        version = 0 if streamed else int(request.query.get("resourceVersion") or 0)
         return cls(
             resource,
             store,
             wanted(request),
             shown=version or store.version,
             start_with_everything=version == 0,
+            tells_end=streamed,
             bookmark_s=bookmark_s if is_true(request, "allowWatchBookmarks") else 0,
             ends=time.monotonic() + float(request.query.get("timeoutSeconds") or _WATCH_S),
         )
 
     async def lines(self) -> AsyncIterator[bytes]:
         """Events until the time is up, or until what comes next is no longer known: then the last one says 410."""
-        if self.start_with_everything:
-            for _, object in sorted(self.store.collections[self.resource].at(self.shown).items()):
-                if self.wanted(object.body):
-                    yield _line("ADDED", object)
+        for line in self._everything() if self.start_with_everything else ():
+            yield line
         bookmark = self._next_bookmark()
         while time.monotonic() < self.ends:
             try:
@@ -107,6 +110,13 @@ class Watch:
         if self.bookmark_s:
             yield self._bookmark()
 
+    def _everything(self) -> Iterator[bytes]:
+        for _, object in sorted(self.store.collections[self.resource].at(self.shown).items()):
+            if self.wanted(object.body):
+                yield _line("ADDED", object)
+        if self.tells_end:
+            yield self._bookmark(annotations={"k8s.io/initial-events-end": "true"})
+
     async def _news(self, until: float) -> None:
         if self.shown >= self.store.version:
             with suppress(TimeoutError):
@@ -123,11 +133,25 @@ class Watch:
     def _next_bookmark(self) -> float:
         return time.monotonic() + self.bookmark_s if self.bookmark_s else self.ends
 
-    def _bookmark(self) -> bytes:
-        body: Body = {"kind": self.resource.kind, "apiVersion": self.resource.api_version, "metadata": {"resourceVersion": str(self.shown)}}
+    def _bookmark(self, **more: Body) -> bytes:
+        metadata = {"resourceVersion": str(self.shown), **more}
+        body: Body = {"kind": self.resource.kind, "apiVersion": self.resource.api_version, "metadata": metadata}
         if self.resource is ENDPOINT_SLICE:
             body |= {"addressType": "", "endpoints": None, "ports": None}
         return _line("BOOKMARK", Object(body))
+
+
+def _check_streaming(request: web.Request, *, offered: bool) -> None:
+    """As API servers check it; raises `Refusal` (422)."""
+    problem = ""
+    if not offered:
+        problem = "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+    elif request.query.get("resourceVersionMatch") != "NotOlderThan":
+        problem = "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+    elif not is_true(request, "allowWatchBookmarks"):
+        problem = "sendInitialEvents: Forbidden: sendInitialEvents requires allowWatchBookmarks"
+    if problem:
+        raise invalid("ListOptions.meta.k8s.io", "", problem)
 
 
 def wanted(request: web.Request) -> Predicate:

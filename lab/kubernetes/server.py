@@ -29,6 +29,8 @@ class ApiServer:
     access: Access = field(default_factory=Access)
     bookmark_s: float = 5.0
     """How often watches that asked for bookmarks get one; a real API server sends them about once a minute."""
+    streams: bool = True
+    """Whether watches may begin with everything (`sendInitialEvents`)."""
     watches: set[asyncio.Transport] = field(default_factory=set)
 
     def application(self) -> web.Application:
@@ -124,7 +126,8 @@ class _Calls:
         store = self.server.writer.store
         if not watching:
             return Page.of(request, store).answer(self.resource, store, wanted(request))
-        return await self._stream(request, Watch.of(request, self.resource, store, self.server.bookmark_s))
+        watch = Watch.of(request, self.resource, store, self.server.bookmark_s, streams=self.server.streams)
+        return await self._stream(request, watch)
 
     async def create(self, request: web.Request) -> web.Response:
         namespace = self._authorise(request, "create")

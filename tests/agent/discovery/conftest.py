@@ -21,9 +21,13 @@ from tests.agent.discovery.watching import Watcher, watching
 
 
 @pytest.fixture
-async def emulator(tmp_path: Path) -> AsyncIterator[Emulator]:
+def server() -> ApiServer:
+    return ApiServer(Writer(Store(None), Admission(allow_loopback=True)), Access())
+
+
+@pytest.fixture
+async def emulator(server: ApiServer, tmp_path: Path) -> AsyncIterator[Emulator]:
     """It serves as the process would, but at once."""
-    server = ApiServer(Writer(Store(None), Admission(allow_loopback=True)), Access())
     runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -60,6 +64,7 @@ def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of watches that show nothing, and of lists that are not answered."""
     monkeypatch.setattr(reflector, "SILENCE_S", 1.5)
     monkeypatch.setattr(access, "ANSWER_S", 1.5)
+    monkeypatch.setattr(reflector, "ANSWER_S", 1.5)
 
 
 @pytest.fixture

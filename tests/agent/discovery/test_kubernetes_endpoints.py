@@ -51,6 +51,25 @@ async def test_slices_of_a_service_add_up_and_go_one_by_one(watcher: Watcher, ap
     await watcher.until_endpoints("cart.shop")
 
 
+async def test_more_endpoints_than_a_slice_holds_add_up_while_they_move_between_slices(watcher: Watcher, api: Client) -> None:
+    addresses = [f"10.2.{number // 100}.{number % 100 + 1}" for number in range(250)]
+    for part in range(3):
+        await api.create(objects.endpoint_slice("cart", "shop", addresses[100 * part : 100 * part + 100], name=f"cart-x{part}"))
+    wanted = ["10.1.0.1:8080", *(f"{address}:8080" for address in addresses)]
+    await watcher.until_endpoints("cart.shop", *wanted)
+    await api.replace(objects.endpoint_slice("cart", "shop", addresses[190:], name="cart-x2"))
+    assert sorted(wanted) == watcher.endpoints("cart.shop"), "ten are in two slices for a while"
+    await api.replace(objects.endpoint_slice("cart", "shop", addresses[100:190], name="cart-x1"))
+    await api.create(objects.endpoint_slice("cart", "shop", ["10.3.0.1"], name="cart-x3"))
+    await watcher.until_endpoints("cart.shop", *wanted, "10.3.0.1:8080")
+
+
+async def test_hints_for_zones_inside_the_cluster_say_nothing_to_those_outside(watcher: Watcher, api: Client) -> None:
+    hinted = {**endpoint("10.1.0.2"), "zone": "a", "hints": {"forZones": [{"name": "b"}], "forNodes": [{"name": "n"}]}}
+    await api.set_endpoints("cart", "shop", [endpoint("10.1.0.1"), hinted])
+    await watcher.until_endpoints("cart.shop", "10.1.0.1:8080", "10.1.0.2:8080")
+
+
 async def test_a_slice_that_changes_its_service_leaves_the_old_one(watcher: Watcher, api: Client) -> None:
     await api.create(objects.service("other", "shop"))
     await api.replace(objects.endpoint_slice("other", "shop", ["10.1.0.1"], name="cart-1"))

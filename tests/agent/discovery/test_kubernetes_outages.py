@@ -1,15 +1,21 @@
 """What happens to the table when the API, or part of it, cannot be read."""
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 
-from agent.discovery.kubeconfig import from_kubeconfig
+import pytest
+
+from agent.discovery import reflector
+from agent.discovery.kubeconfig import from_kubeconfig, in_cluster
 from agent.discovery.kubernetes import WatchedCluster
 from agent.protocol.items import NamespaceMapping
 from lab.kubernetes import objects
 from lab.kubernetes.client import Client, connect
 from lab.kubernetes.running import Emulator, running
+from lab.kubernetes.server import ApiServer
+from lab.kubernetes.tls import Authority
 from tests.agent.discovery.watching import Watcher, following, watching
 
 
@@ -51,12 +57,35 @@ async def test_a_silent_api_is_an_outage_and_keeps_the_table(short_silence: None
             await watcher.until_connected()
 
 
-async def test_long_lists_come_in_pages(small_pages: None, emulator: Emulator, api: Client) -> None:
+async def test_a_server_that_streams_no_lists_is_read_in_pages(
+    small_pages: None, server: ApiServer, emulator: Emulator, api: Client
+) -> None:
+    server.streams = False
     for number in range(5):
         await api.create(objects.service(f"s{number}", "shop"))
     async with watching(emulator.kubeconfig) as watcher:
         await watcher.until_connected()
         assert watcher.services == ["cart.shop", *(f"s{number}.shop" for number in range(5))]
+
+
+async def test_lists_are_streamed_where_the_server_can(monkeypatch: pytest.MonkeyPatch, watcher: Watcher, api: Client) -> None:
+    lists: list[str] = []
+    monkeypatch.setattr(reflector.Reflector, "_list", lambda self: lists.append(self.what))
+    await api.fault("compact")
+    await watcher.until(lambda cluster: "410" in cluster.reason)
+    await api.delete("Service", "cart", "shop")
+    await watcher.until(lambda _: watcher.services == [])
+    await watcher.until_connected()
+    assert lists == []
+
+
+async def test_a_watch_that_never_says_where_everything_ends_is_not_waited_for(
+    short_silence: None, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, api: Client
+) -> None:
+    monkeypatch.setattr(reflector, "_END_OF_EVERYTHING", "example.net/unheard-of")
+    async with watching(emulator.kubeconfig) as watcher:
+        await watcher.until_connected()
+        assert watcher.endpoints("cart.shop") == ["10.1.0.1:8080"]
 
 
 async def test_only_mapped_namespaces_are_discovered(emulator: Emulator, api: Client) -> None:
@@ -174,6 +203,34 @@ async def test_the_name_in_the_servers_certificate_may_differ_from_its_address(t
         config["clusters"][0]["cluster"]["tls-server-name"] = "another"
         async with watching(lambda: from_kubeconfig(json.dumps(config).encode())) as watcher:
             await watcher.until(lambda cluster: "CERTIFICATE_VERIFY_FAILED" in cluster.reason)
+
+
+async def test_an_authority_that_was_replaced_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a pod, whose kubelet replaces the file."""
+    account = tmp_path / "account"
+    account.mkdir()
+    async with running(tmp_path, "--tls", "--token", "first") as emulator:
+        config = json.loads(emulator.kubeconfig.read_text())
+        authority = base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"])
+        for name, text in (("token", "first"), ("namespace", "default"), ("ca.crt", Authority().certificate_pem.decode())):
+            (account / name).write_text(text)
+        environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(emulator.port)}
+        async with watching(lambda: in_cluster(account, environment)) as watcher:
+            await watcher.until(lambda cluster: "CERTIFICATE_VERIFY_FAILED" in cluster.reason)
+            (account / "ca.crt").write_bytes(authority)
+            await watcher.until_connected()
+
+
+async def test_who_may_suddenly_not_read_all_namespaces_reads_those_that_remain(watcher: Watcher, api: Client) -> None:
+    await api.create(objects.namespace("secret"))
+    await api.create(objects.service("hidden", "secret"))
+    await watcher.until(lambda _: watcher.services == ["cart.shop", "hidden.secret"])
+    await api.fault("rules", forbidden=["*@secret"])
+    await api.fault("disconnect")
+    await watcher.until(lambda cluster: cluster.connected and "Services in secret: 403" in cluster.reason)
+    await api.set_endpoints("cart", "shop", ["10.1.0.6"])
+    await watcher.until_endpoints("cart.shop", "10.1.0.6:8080")
+    assert watcher.services == ["cart.shop", "hidden.secret"], "that it may not be read does not mean that it is gone"
 
 
 async def test_a_kubeconfig_that_cannot_be_used_is_reported_and_read_again(tmp_path: Path, emulator: Emulator) -> None:
