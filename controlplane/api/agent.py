@@ -3,7 +3,7 @@
 import base64
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from agent.protocol.base import Message
@@ -22,8 +22,9 @@ from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH, Heartbeat, Heartb
 from controlplane.api.body import parse
 from controlplane.api.deps import AgentSession, CurrentAgent, CurrentServices, Now
 from controlplane.api.requests import message
+from controlplane.compile.snapshot import Snapshot
 from controlplane.errors import Forbidden
-from controlplane.services import enrolment, reports, secrets
+from controlplane.services import enrolment, reports, secrets, served
 from controlplane.services.enrolment import Desk
 
 router = APIRouter(tags=["agents"])
@@ -79,12 +80,20 @@ async def heartbeat(request: CurrentAgent, services: CurrentServices, now: Now) 
     return await services.heartbeats.take(request.agent, _read(Heartbeat, request.body), now)
 
 
+async def _on_edge(request: CurrentAgent, services: CurrentServices) -> Snapshot | None:
+    return await served.on_edge(services.delivery, request.agent)
+
+
+OnEdge = Annotated[Snapshot | None, Depends(_on_edge)]
+"""Comes before a session: it may need connections of its own."""
+
+
 @router.post(REPORT_PATH, operation_id="isthmus.agent.Report")
-async def report(request: CurrentAgent, services: CurrentServices, session: AgentSession, now: Now) -> dict[str, Any]:
+async def report(request: CurrentAgent, services: CurrentServices, on_edge: OnEdge, session: AgentSession, now: Now) -> dict[str, Any]:
     """What the node sees around it."""
     large = len(request.body) > _LARGE
     said = await run_in_threadpool(_read, Report, request.body) if large else _read(Report, request.body)
-    await reports.take(session, request.agent, said, now)
+    await reports.take(session, request.agent, said, on_edge, now)
     services.heartbeats.reported(request.agent.node.id, said.boot_id)
     return {}
 

@@ -1,8 +1,8 @@
 """What nodes report: gateways, discovered services, health of origins and of paths to peers, metrics."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import datetime
 from ipaddress import ip_address
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -11,27 +11,27 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.base import Message
 from agent.protocol.items import Gateway
-from agent.protocol.report import DiscoveryReport, EdgeMetrics, MetricsReport, Report
+from agent.protocol.report import DiscoveryReport, Report
 from controlplane.auth import refused_proof
+from controlplane.compile.snapshot import Snapshot
 from controlplane.errors import FieldError, Invalid
-from controlplane.resources.base import Key
+from controlplane.services import served
 from controlplane.services.agents import Agent, spend
-from controlplane.store import nodes, observations, telemetry
+from controlplane.store import nodes, observations
 from controlplane.store.changes import raise_revision
 from controlplane.store.observations import DiscoveryState, EdgeState, OriginState, PeerState
-from controlplane.store.telemetry import BUCKET_S, Rollup
 
 M = TypeVar("M", bound=Message)
 
 MOST_GATEWAYS = 8
 _DNS_NAME = re.compile(r"(?=.{1,253}$)([a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?\.)*[a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?\.?")
-_COUNTED = {"http": re.compile("[1-5]xx"), "tcp": re.compile("ok|failed")}
-_BOUND = re.compile(r"inf|[0-9]{1,9}(\.[0-9]{1,6})?(e\+?[0-9]{1,2})?")
-_KINDS_OF_LOAD_BALANCER = {"http": "http_loadbalancer", "tcp": "tcp_loadbalancer"}
 
 
-async def take(session: AsyncSession, agent: Agent, report: Report, now: datetime) -> None:
-    """Every section that is there replaces what the node said before; metrics are added up, each report of them once."""
+async def take(session: AsyncSession, agent: Agent, report: Report, on_edge: Snapshot | None, now: datetime) -> None:
+    """Every section that is there replaces what the node said before; metrics are added up, each report of them once.
+
+    `on_edge`: what the node's site should have, if it is a regional edge.
+    """
     await spend(session, agent)
     tenant_id, node_id = agent.tenant_id, agent.node.id
     await observations.note_boot(session, tenant_id, node_id, report.boot_id)
@@ -52,7 +52,7 @@ async def take(session: AsyncSession, agent: Agent, report: Report, now: datetim
         edges = (EdgeState(node_id, edge.site_id, edge.model_dump(mode="json"), now) for edge in _by(report.edges, "site_id"))
         await observations.replace_edges(session, tenant_id, node_id, edges)
     if report.metrics is not None:
-        await _take_metrics(session, agent, report.boot_id, report.metrics, now)
+        await served.take(session, agent, report.boot_id, report.metrics, on_edge, now)
 
 
 def _discovery(agent: Agent, report: DiscoveryReport, now: datetime) -> DiscoveryState:
@@ -94,34 +94,3 @@ def _is_host(host: str) -> bool:
     except ValueError:
         return _DNS_NAME.fullmatch(host) is not None
     return True
-
-
-async def _take_metrics(session: AsyncSession, agent: Agent, boot_id: str, report: MetricsReport, now: datetime) -> None:
-    if await telemetry.accept(session, agent.tenant_id, agent.node.id, boot_id, report.sequence):
-        bucket = datetime.fromtimestamp(now.timestamp() // BUCKET_S * BUCKET_S, UTC)
-        await telemetry.add(session, agent.tenant_id, _rollups(agent, bucket, report.edges))
-
-
-def _rollups(agent: Agent, bucket: datetime, edges: Iterable[EdgeMetrics]) -> Iterator[Rollup]:
-    """Of load balancers, sites and classes that there are: a node cannot make up names."""
-    view = agent.cache.view
-    for edge in edges:
-        namespace, _, name = edge.load_balancer.partition("/")
-        known = view.intent.of(_KINDS_OF_LOAD_BALANCER[edge.protocol])
-        if Key(namespace, name) in known and (not edge.destination or edge.destination in view.sites):
-            yield Rollup(
-                bucket=bucket,
-                load_balancer=edge.load_balancer,
-                protocol=edge.protocol,
-                source_site=agent.site_id,
-                destination_site=edge.destination,
-                requests=_named(edge.requests, _COUNTED[edge.protocol]),
-                latency_ms=_named(edge.latency_ms, _BOUND),
-                latency_sum_ms=edge.latency_sum_ms,
-                bytes_sent=edge.bytes_sent,
-                bytes_received=edge.bytes_received,
-            )
-
-
-def _named(counts: Mapping[str, int], known: re.Pattern[str]) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if known.fullmatch(name)}

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.errors import FieldError, Invalid
 from controlplane.services.graph import Graph, Span, graph
-from controlplane.store import resources, telemetry, tenants
+from controlplane.store import edges, resources, telemetry, tenants
 from controlplane.store.session import Database
 from controlplane.store.telemetry import Rollup
 
@@ -90,5 +90,7 @@ def _labels(tenant: str, rollup: Rollup, names: Mapping[str, str]) -> tuple[str,
 
 
 async def _site_names(session: AsyncSession, tenant_id: UUID) -> dict[str, str]:
-    """By id."""
-    return {str(site.uid): site.name for site in await resources.list_page(session, tenant_id, "site")}
+    """By id, with those of the regional edges."""
+    listed = await edges.list_all(session)
+    shared = {str(json.uid): json.name for json, _ in listed.edges} if listed else {}
+    return shared | {str(site.uid): site.name for site in await resources.list_page(session, tenant_id, "site")}
