@@ -41,20 +41,20 @@ log = Log()
 
 
 def configure(level: str) -> None:
-    handler = _Lossy(sys.stderr)
+    handler = _Lossy()
     handler.setFormatter(_Lines())
     logger = logging.getLogger(_NAME)
-    logger.handlers, logger.propagate = [handler], False
+    logger.handlers = [handler]
     logger.setLevel(level.upper())
 
 
-class _Lossy(logging.StreamHandler[Any]):
+class _Lossy(logging.Handler):
     """Standard error may be a file on a full disk or a pipe that nobody reads: no reason to stop serving, or to complain."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
-            self.stream.write(self.format(record) + self.terminator)
-            self.stream.flush()
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
 
 
 class _Lines(logging.Formatter):
