@@ -23,6 +23,7 @@ _ORDER = (
     ItemKind.LISTENER,
     ItemKind.TCP_LOADBALANCER,
     ItemKind.HTTP_LOADBALANCER,
+    ItemKind.PUBLISH,
 )
 _ROUNDS = 5
 """More are needed only by an Envoy that refuses now what it accepted a moment ago."""

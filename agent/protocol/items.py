@@ -35,6 +35,7 @@ class ItemKind(StrEnum):
     DISCOVERY = "discovery"
     EDGE = "edge"
     RELAY = "relay"
+    PUBLISH = "publish"
 
 
 AnyKind = Annotated[ItemKind | Annotated[str, Field(max_length=64)], Field(union_mode="left_to_right")]
@@ -451,9 +452,19 @@ class Discovery(Body):
     trusted_ca_pem: str = ""
     in_cluster: bool = False
     cluster_id: str = ""
-    delivery: Literal["isolated", "reachable"] = "reachable"
+    delivery: Literal["isolated", "reachable", "cluster_ip"] = "reachable"
     namespace_mapping: tuple[NamespaceMapping, ...] = ()
     """Empty: every namespace is discovered."""
+
+
+class Publish(Body):
+    """A Service of the site's own cluster that leads to a load balancer on the service network; keyed `namespace/name`, as the cluster has it."""
+
+    load_balancer: str
+    protocol: Literal["http", "tcp"]
+    """Which kind of load balancer."""
+    ports: tuple[int, ...]
+    """Sorted."""
 
 
 TYPES: dict[ItemKind, type[Body]] = {
@@ -468,4 +479,5 @@ TYPES: dict[ItemKind, type[Body]] = {
     ItemKind.DISCOVERY: Discovery,
     ItemKind.EDGE: Edge,
     ItemKind.RELAY: Relay,
+    ItemKind.PUBLISH: Publish,
 }

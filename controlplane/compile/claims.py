@@ -6,7 +6,7 @@ from functools import lru_cache
 from agent.protocol.items import Network
 from controlplane.compile.intent import CACHE, Intent
 from controlplane.compile.members import Topology, topology
-from controlplane.resources.advertise import AdvertiseWhere
+from controlplane.resources.advertise import AdvertiseWhere, Publish
 from controlplane.resources.base import Stored, chosen
 from controlplane.resources.claim import Claim, Place, Protocol
 from controlplane.resources.http_loadbalancer import HttpLoadBalancer
@@ -52,6 +52,16 @@ def claimed(load_balancer: Stored[LoadBalancer], topology: Topology) -> frozense
 
 def advertised(spec: LoadBalancer) -> tuple[AdvertiseWhere, ...]:
     return spec.advertise_custom.advertise_where if spec.advertise_custom else ()
+
+
+def published(spec: LoadBalancer, topology: Topology) -> Iterator[tuple[str, Publish, tuple[int, ...]]]:
+    """Sites, the Services that lead to the load balancer there, and on which ports."""
+    redirects = (REDIRECT_PORT,) if isinstance(spec, HttpLoadBalancer) and spec.https and spec.https.http_redirect else ()
+    for where in advertised(spec):
+        if where.publish:
+            ports = _ports(where.port, where.port_ranges) or _own_ports(spec)
+            for site_id in sorted({site_id for site_id, _, _ in _networks(where, topology)} - topology.edges):
+                yield site_id, where.publish, (*ports, *redirects)
 
 
 def refused_on_edges(where: AdvertiseWhere, topology: Topology) -> str:

@@ -19,6 +19,7 @@ from controlplane.compile.load_balancers import exempts_routes, load_balancer_it
 from controlplane.compile.members import Topology, topology
 from controlplane.compile.policies import CompiledPolicy, compile_policy
 from controlplane.compile.pools import Locations, locations, pool_item
+from controlplane.compile.publications import Publications, publications
 from controlplane.compile.snapshot import CompiledItem, Condition
 from controlplane.resources.base import Key, Stored
 from controlplane.resources.healthcheck import Healthcheck
@@ -110,6 +111,11 @@ class Plan:
         """Load balancers that want something else of lost sites than an older one that uses the same pool. Sorted."""
         found = (_overruled(key, oldest(users), user) for key, users in self.users.items() for user in users)
         return tuple(sorted((condition for condition in found if condition), key=attrgetter("kind", "key", "message")))
+
+    @cached_property
+    def publications(self) -> Mapping[str, Publications]:
+        """By site, where there are any."""
+        return publications(((each.placement, each.sites) for each in self.load_balancers.values()), self.topology)
 
     def accepted(self, site_id: str) -> tuple[Placement, ...]:
         listeners = self.listeners.get(site_id)

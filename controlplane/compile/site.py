@@ -33,7 +33,8 @@ def conditions(intent: Intent) -> tuple[Condition, ...]:
     """What users should know of their objects, whether or not a site has them: dangling references, conflicts, what edges refuse, conflicts by site."""
     made = plan(intent)
     conflicts = (condition for site_id in sorted(made.listeners) for condition in made.listeners[site_id].conflicts)
-    return (*dangling(intent), *made.topology.conflicts, *made.refused, *made.overruled, *conflicts)
+    unpublished = (condition for site_id in sorted(made.publications) for condition in made.publications[site_id].conflicts)
+    return (*dangling(intent), *made.topology.conflicts, *made.refused, *made.overruled, *conflicts, *unpublished)
 
 
 def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[CompiledItem]:
@@ -54,6 +55,7 @@ def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[C
         *[_peer_of(site_id, peer, made, observations) for peer in peers],
         *_edges(site_id, peers, exports, made, observations),
         *_discoveries(site_id, made),
+        *(made.publications[site_id].items if site_id in made.publications else ()),
     ]
 
 

@@ -1,10 +1,11 @@
 """Where a load balancer listens."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from controlplane.resources.base import Choice, Empty, SiteRef, Value, VirtualSiteRef
+from controlplane.resources.base import Choice, Empty, SiteRef, Value, VirtualSiteRef, chosen
 from controlplane.resources.enumeration import Names
 from controlplane.resources.scalars import Ipv4, Port, PortRanges
 
@@ -60,6 +61,21 @@ class AdvertiseVk8sService(Value):
     virtual_site: VirtualSiteRef | None = None
 
 
+class Publish(Value):
+    """A Service that leads to the load balancer, in the clusters in which the sites' nodes run: pods then call it by an ordinary name."""
+
+    service: str = Field(max_length=63, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+    namespace: str = Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    """Of the cluster; it has to be there."""
+
+    def is_named_by(self, domain: str) -> bool:
+        """Whether a pod may say this domain when it means the Service."""
+        names = (self.service, f"{self.service}.{self.namespace}", f"{self.service}.{self.namespace}.svc")
+        if domain.startswith("*"):
+            return any(name.endswith(domain[1:]) and name != domain[1:] for name in names)
+        return domain in names or domain.startswith(f"{names[-1]}.")
+
+
 class AdvertiseWhere(Value):
     choices = (
         Choice(
@@ -86,10 +102,23 @@ class AdvertiseWhere(Value):
     """The port that the load balancer itself names."""
     port: Port | None = None
     port_ranges: PortRanges | None = None
+    publish: Publish | None = None
+
+    @model_validator(mode="after")
+    def is_published_from_the_service_network(self) -> Self:
+        name, place = chosen(self, "choice")
+        if self.publish and name != "vk8s_service" and (place.network != "SITE_NETWORK_SERVICE" or getattr(place, "ip", None)):
+            raise ValueError("publish needs SITE_NETWORK_SERVICE without an ip, or vk8s_service")
+        return self
 
 
 class AdvertiseCustom(Value):
     advertise_where: tuple[AdvertiseWhere, ...] = Field(min_length=1, max_length=32)
+
+    def nameless(self, domains: Iterable[str]) -> Publish | None:
+        """What is published under a name that is none of these."""
+        every = (where.publish for where in self.advertise_where if where.publish)
+        return next((each for each in every if not any(each.is_named_by(domain) for domain in domains)), None)
 
 
 ADVERTISE_CHOICE = Choice(

@@ -264,6 +264,13 @@ class HttpLoadBalancer(Resource):
             raise ValueError("domains lists the same name twice")
         return self
 
+    @model_validator(mode="after")
+    def is_published_under_its_domains(self) -> Self:
+        if self.advertise_custom and (lost := self.advertise_custom.nameless(self.domains)):
+            name = f"{lost.service}.{lost.namespace}"
+            raise ValueError(f"domains has no name by which pods call what is published, such as {name} or {name}.svc.cluster.local")
+        return self
+
     @property
     def default_pools(self) -> tuple[PoolWithWeight, ...]:
         """In whichever way they were given."""

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
-from agent.protocol.items import ItemKind, Listener
+from agent.protocol.items import ItemKind, Listener, Publish
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent
 from controlplane.compile.members import topology
@@ -246,7 +246,11 @@ class Wanted:
                 yield rejection
 
     def _is_carried_by(self, item: CompiledItem) -> bool:
-        """A load balancer by the listeners that it shares, too."""
+        """A load balancer by the listeners that it shares, and the Services that lead to it, too."""
+        if item.kind is ItemKind.PUBLISH:
+            service = Publish.read(item.body)
+            kind = ItemKind.TCP_LOADBALANCER if service.protocol == "tcp" else ItemKind.HTTP_LOADBALANCER
+            return (kind, service.load_balancer) in self.carriers
         if item.kind is not ItemKind.LISTENER:
             return (item.kind, item.key) in self.carriers
         listener = Listener.read(item.body)

@@ -1,5 +1,6 @@
 """What is refused, where, and in which words."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,6 +25,11 @@ def pool(**changes: Any) -> dict[str, Any]:
 
 def policy(**conditions: Any) -> dict[str, Any]:
     return {"rule_list": {"rules": [{"metadata": {"name": "r"}, "spec": conditions}]}}
+
+
+def published(domains: Sequence[str] = ("backend.shop",), **where: Any) -> dict[str, Any]:
+    entry = {"publish": {"service": "backend", "namespace": "shop"}, **where}
+    return {"domains": list(domains), "http": {}, "advertise_custom": {"advertise_where": [entry]}}
 
 
 PUBLIC_IPS = "public_ip objects are not supported: give advertise_on_public_default_vip, or a site or virtual_site of regional edges"
@@ -52,6 +58,24 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         {"domains": ["a"], "https_auto_cert": {}, "do_not_advertise": {}},
         "spec.https_auto_cert",
         "automatic certificates are not supported: give https with tls_parameters",
+    ),
+    "publishing from another network": (
+        "http_loadbalancer",
+        published(site={"site": {"name": "a"}}),
+        "spec.advertise_custom.advertise_where[0]",
+        "publish needs SITE_NETWORK_SERVICE without an ip, or vk8s_service",
+    ),
+    "publishing what Kubernetes would not accept": (
+        "http_loadbalancer",
+        published(publish={"service": "9lives", "namespace": "shop"}, vk8s_service={"site": {"name": "a"}}),
+        "spec.advertise_custom.advertise_where[0].publish.service",
+        "should match pattern '^[a-z]([-a-z0-9]*[a-z0-9])?$'",
+    ),
+    "publishing under a name that no domain has": (
+        "http_loadbalancer",
+        published(["backend.example"], vk8s_service={"site": {"name": "a"}}),
+        "spec",
+        "domains has no name by which pods call what is published, such as backend.shop or backend.shop.svc.cluster.local",
     ),
     "a public VIP": (
         "http_loadbalancer",
