@@ -144,7 +144,10 @@ def _named_gateways(item: Item, peer: Peer) -> tuple[Resource, ...]:
 
 @lru_cache(CACHE)
 def _endpoints(item: Item, paths: tuple[Path, ...]) -> Resource:
-    """Each path is a priority; which are used, the agent says in their health, and what Envoy notices itself comes on top."""
+    """Each path is a priority; which are used, the agent says in their health, and what Envoy notices itself comes on top.
+
+    One that shall not be used is degraded, not unhealthy: when all others fail at once it is tried, before the agent has heard of that.
+    """
     peer = body(item, Peer)
     localities = [_locality(peer, path.way, usable=path.usable, priority=number) for number, path in enumerate(paths)]
     policy = {"overprovisioning_factor": number(100_000)}
@@ -156,7 +159,7 @@ def _locality(peer: Peer, way: Way, *, usable: bool = True, priority: int = 0) -
         locality = _gateway_endpoints(peer.site_id, peer.gateways)
     else:
         locality = {"locality": {"zone": peer.site_id}, "lb_endpoints": [_inside(peer, way)]}
-    health = {} if usable else {"health_status": "UNHEALTHY"}
+    health = {} if usable else {"health_status": "DEGRADED"}
     endpoints = [{**endpoint, **health} for endpoint in locality["lb_endpoints"]]
     return {**locality, "lb_endpoints": endpoints, "priority": priority}
 

@@ -20,6 +20,9 @@ from agent.envoy.paths import DIRECT, Path
 from agent.envoy.resources import Resource, resource
 from agent.protocol.peering import PEER_AUTHORITY, PROBE_PATH_HEADER
 
+_CONNECT_ATTEMPTS = 8
+"""When a path breaks, it takes a moment until all of Envoy knows; attempts are spread over that."""
+
 
 def listener(name: str) -> Resource:
     """Internal listener: opens one CONNECT stream per connection, or just a connection if it is `direct`, as the endpoint that led here says."""
@@ -29,7 +32,8 @@ def listener(name: str) -> Resource:
     proxy = TcpProxy(
         stat_prefix=name,
         cluster="none",
-        max_connect_attempts=number(3),
+        max_connect_attempts=number(_CONNECT_ATTEMPTS),
+        backoff_options={"base_interval": milliseconds(25), "max_interval": milliseconds(250)},
         idle_timeout=milliseconds(0),
         tunneling_config=None if name == names.DIRECT else {"hostname": names.metadata("authority")},
     )
