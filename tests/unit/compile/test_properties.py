@@ -132,11 +132,13 @@ def test_a_write_changes_only_sites_that_it_concerns_before_or_after(change: tup
 def test_everything_of_a_tenant_on_an_edge_is_under_its_id_and_complete(intent: Intent) -> None:
     for edge, own in public_items(intent, observations_of(intent)).items():
         snapshot = snapshot_of(edge, own)
-        assert all(tenant_of(key) == intent.tenant.id for _, key in snapshot.items)
+        peers = bodies(snapshot, ItemKind.PEER)
+        assert all(tenant_of(key) == intent.tenant.id for kind, key in snapshot.items if kind is not ItemKind.PEER)
+        assert all(peer.tenant_id == intent.tenant.id for peer in peers.values())
         pools = bodies(snapshot, ItemKind.ORIGIN_POOL)
         assert set[str]().union(*pools_of(snapshot).values()) == set(pools)
         sites = {site for pool in pools.values() if pool.selection != "LOCAL_ONLY" for origin in pool.origins for site in origin.sites}
-        assert {peer.site_id for peer in bodies(snapshot, ItemKind.PEER).values()} == sites
+        assert peers.keys() == {peer.site_id for peer in peers.values()} == sites
         listened = [key for listener in bodies(snapshot, ItemKind.LISTENER).values() for key in listener.load_balancers]
         assert set(listened) == {key.partition(" ")[2] for key in pools_of(snapshot)}
         assert b"secret:" not in b"".join(pool.canonical() for pool in pools.values())
