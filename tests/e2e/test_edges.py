@@ -1,14 +1,18 @@
 """Sites that reach each other through regional edges, and keep doing so when links and edges fail."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 import pytest_asyncio
 
 from lab import faults
 from lab.fabric import Fabric
+from lab.specs import http_loadbalancer
 from lab.traffic import Traffic
+from lab.wait import until
 from tests.e2e.calls import answers
 from tests.e2e.hub_and_spokes import EDGES, FAR, HUB, NEAR, comes_by, drain, furnish, hub_and_spokes, path
 
@@ -94,3 +98,40 @@ async def test_a_killed_edge_costs_no_request(fabric: Fabric) -> None:
         await fabric.online(before)
         await traffic.more(50)
     assert traffic.failures == []
+
+
+async def test_a_service_in_a_cluster_is_published_on_the_edges(fabric: Fabric) -> None:
+    """Also one of a site that nobody can dial."""
+    where = [{"site": {"network": "SITE_NETWORK_OUTSIDE", "site": {"namespace": "system", "name": edge}}} for edge in EDGES]
+    spec = http_loadbalancer("shop.example", ["in-far"], []) | {"advertise_custom": {"advertise_where": where}}
+    for name in ("shop.example", ":8080"):
+        await fabric.api.request("POST", "/api/operator/public_names", {"name": name, "tenant": "default"})
+    created = await fabric.api.create("http_loadbalancer", "public", spec)
+    await fabric.api.applied("http_loadbalancer", "public", revision=created["revision"])
+    for name in EDGES:
+        edge = fabric.edge(name)
+        host, port = await edge.reach(8080, edge.place.underlay)
+        client = fabric.client(f"http://{host}:{port}", {"host": "shop.example"})
+
+        async def served(client: httpx.AsyncClient = client) -> bool:
+            try:
+                return str((await client.get("/")).headers.get("x-pod", "")).startswith("in-far")
+            except httpx.TransportError as error:
+                raise ConnectionError(str(error)) from error
+
+        await until(served, f"{name} to serve a public name")
+        assert (await client.get("/", headers={"host": "other.example"})).status_code == 404
+
+
+async def test_both_ends_stay_in_touch_while_the_control_plane_is_away(fabric: Fabric) -> None:
+    """And the edge that they use goes too."""
+    client = await answers(fabric, NEAR, "far.test")
+    edge = fabric.edge(await comes_by(fabric, NEAR, FAR, *EDGES))
+    async with Traffic(client, "/") as traffic:
+        with faults.frozen([fabric.replicas[0].process.pid]):
+            await traffic.more(20)
+            with faults.frozen(faults.programs(edge.nodes)):
+                await traffic.more(100)
+            await traffic.more(20)
+    assert traffic.failures == []
+    await asyncio.gather(*(fabric.online(name) for name in EDGES))
