@@ -4,7 +4,7 @@ import asyncio
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from itertools import groupby
@@ -51,9 +51,16 @@ def main(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, OPEN_FILES), hard), hard))
     rows = [row for row in ROWS if only in row.name]
-    results = asyncio.run(_run(rows, quick=quick, say=say))
+    results: list[tuple[Row, Result]] = []
+
+    def keep(found: Mapping[str, Result]) -> None:
+        """After every row, so that whoever interrupts has what there was."""
+        results[:] = [(row, found.get(row.name, "not reached")) for row in rows]
+        if not only:
+            FILE.write_text(markdown(results, quick=quick))
+
+    asyncio.run(_run(rows, quick=quick, say=say, keep=keep))
     if not only:
-        FILE.write_text(markdown(results, quick=quick))
         say(f"Written to {FILE}")
     without = [row.name for row, result in results if isinstance(result, str)]
     missed = [row.name for row, result in results if isinstance(result, Outage) and row.aim.missed(result)]
@@ -61,8 +68,8 @@ def main(
     sys.exit(1 if without else 0)
 
 
-async def _run(rows: Sequence[Row], *, quick: bool, say: Say) -> list[tuple[Row, Result]]:
-    """In the order of `rows`, but each scene is built once."""
+async def _run(rows: Sequence[Row], *, quick: bool, say: Say, keep: Callable[[Mapping[str, Result]], None]) -> None:
+    """One scene after the other; each is built once."""
     found: dict[str, Result] = {}
     for name, group in groupby(sorted(rows, key=lambda row: list(SCENES).index(row.scene)), key=lambda row: row.scene):
         inside = list(group)
@@ -73,11 +80,12 @@ async def _run(rows: Sequence[Row], *, quick: bool, say: Say) -> list[tuple[Row,
                     raise ProcessFailed("this needs root, network namespaces and nft")
                 for row in inside:
                     found[row.name] = await _measured(row, scene, quick=quick, say=say)
+                    keep(found)
         except* _FAILURES as failures:
             reason = "; ".join(f"{type(failure).__name__}: {failure}" for failure in _leaves(failures))
             say(f"[red]{name} broke: {reason}[/]")
             found |= {row.name: reason.split("\n", 1)[0] for row in inside if row.name not in found}
-    return [(row, found[row.name]) for row in rows]
+            keep(found)
 
 
 async def _measured(row: Row, scene: Scene, *, quick: bool, say: Say) -> Result:
