@@ -21,7 +21,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import ValidationError
 
-from agent.errors import AgentError, Busy, Misconfigured, NotAdmitted, NotRecognised, Refused, Unreachable, Untrusted
+from agent.errors import AgentError, Busy, Misconfigured, NotAdmitted, NotRecognised, Refused, Retired, Unreachable, Untrusted
 from agent.protocol.base import Message
 from agent.protocol.enrolment import (
     BOOTSTRAP_PATH,
@@ -68,7 +68,8 @@ _KEEPALIVE = [
 """A long poll over a path that went dark fails after about 14 s."""
 _AGAIN = frozenset({"ClockSkew", "Replayed"})
 """Reasons of a 401 that a new proof, by the clock just learned, overcomes."""
-_GONE = frozenset({"UnknownNode", "Revoked"})
+_UNKNOWN, _REVOKED = "UnknownNode", "Revoked"
+"""Reasons of a 401. A control plane that was restored from a backup may not know a node, which is no reason for the node to end."""
 
 
 class _Target(Protocol):
@@ -277,8 +278,15 @@ def _failure(response: httpx2.Response) -> Refused:
         reasons = tuple(str(detail["field"]) for detail in body.get("details", ()))
     except (ValueError, KeyError, TypeError):
         message, reasons = response.text[:200], ()
-    type_ = NotRecognised if response.status_code == 401 and _GONE.intersection(reasons) else Refused
+    type_ = _refusal(reasons, response.request.url.scheme) if response.status_code == 401 else Refused
     return type_(f"{response.status_code}: {message}", response.status_code, reasons)
+
+
+def _refusal(reasons: Sequence[str], scheme: str) -> type[Refused]:
+    """What a 401 means. Only who has a certificate can let this node out: whatever stands before a control plane gives no such reason, or cannot prove it."""
+    if _REVOKED in reasons and scheme == "https":
+        return Retired
+    return NotRecognised if {_UNKNOWN, _REVOKED}.intersection(reasons) else Refused
 
 
 def _words(error: httpx2.TransportError) -> str:

@@ -6,6 +6,7 @@
   - Refused            it answered, and the same request will not do better
     + NotAdmitted      the registration waits for approval
     + NotRecognised    it does not know this node (any more)
+      . Retired        it says that it let this node out, for good; serve no more
   - Untrusted          whoever answered is not the control plane that the token names
   - DirectoryInUse     another agent has the state directory
   - StorageFailed      the state directory cannot be written, for instance because the disk is full
@@ -41,6 +42,10 @@ class NotAdmitted(Refused):
 
 
 class NotRecognised(Refused):
+    pass
+
+
+class Retired(NotRecognised):
     pass
 
 

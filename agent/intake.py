@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from agent.backoff import backoff
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
-from agent.errors import AgentError, Busy, NotRecognised, Refused, Unreachable
+from agent.errors import AgentError, Busy, NotRecognised, Refused, Retired, Unreachable
 from agent.log import log
 from agent.protocol.base import content_hash
 from agent.protocol.items import TYPES, ItemKind, Site
@@ -62,16 +62,18 @@ class Intake:
         self.connected = False
 
     async def run(self) -> NoReturn:
-        """Follow forever; while the control plane is away, `current` stays."""
+        """Follow forever; while the control plane is away, `current` stays. Raises `Retired` once it says that this node is."""
         delays, quiet_until = backoff(0.5, 15.0), 0.0
         clock = asyncio.get_running_loop().time
         while True:
             began, before = clock(), self.current
             try:
                 await self.step()
+            except Retired:
+                raise
             except (Unreachable, Refused) as error:
                 if self.connected or clock() >= quiet_until:
-                    log.warning("control plane is away, serving on", reason=str(error))
+                    log.warning(f"control plane {_lack(error)}, serving on", reason=str(error))
                     quiet_until = clock() + _QUIET_S
                 self.connected = False
                 await asyncio.sleep(max(next(delays), _least_pause(error)))
@@ -211,6 +213,16 @@ def _words(error: Exception) -> str:
         case _:
             said = str(error)
     return f"this agent cannot read it: {said}"[:_REASON_LENGTH]
+
+
+def _lack(error: AgentError) -> str:
+    match error:
+        case NotRecognised():
+            return "does not know this node"
+        case Refused():
+            return "refuses this node"
+        case _:
+            return "is away"
 
 
 def _least_pause(error: AgentError) -> float:

@@ -20,7 +20,7 @@ from agent.enrol import Identity
 from agent.envoy.bootstrap import bootstrap
 from agent.envoy.inputs import Addresses, AgentSnapshot, NodeIdentity, body
 from agent.envoy.resources import Resources
-from agent.errors import Misconfigured
+from agent.errors import Misconfigured, Retired
 from agent.forward import Forwarder
 from agent.intake import Intake, restored
 from agent.log import log
@@ -142,17 +142,28 @@ class Node:
         return Forwarder(host, port, lambda: self._control.own_urls)
 
     async def serve(self, stopping: "asyncio.Future[signal.Signals]") -> None:
-        """Until the future says which signal came. If a loop fails, this fails too, and Envoy serves on for the next agent."""
+        """Until the future says which signal came. If a loop fails, this fails too, and Envoy serves on for the next agent.
+
+        Raises `Retired` when the control plane says that this node is, after Envoy was drained and stopped.
+        """
         async with AsyncExitStack() as stack:
             for close in (self._control.close, self._proxy.admin.close, self._origins.close, self._probes.close, self._edges.close):
                 stack.push_async_callback(close)
             for start, stop in ((self._xds.start, self._xds.stop), (self._peer_server.start, self._peer_server.stop)):
                 await start()
                 stack.push_async_callback(stop)
-            await self._run_until(stopping)
+            retired: BaseException | None = None
+            try:
+                await self._run_until(stopping)
+            except* Retired as told:
+                retired = told.exceptions[0]
+                self._exports.draining = True
+                log.error("this node was retired, stopping", reason=str(retired))
             await self._keeper.flush()
-            if stopping.result() is not signal.SIGHUP:
+            if retired or stopping.result() is not signal.SIGHUP:
                 await self._proxy.stop()
+            if retired:
+                raise retired
 
     async def _run_until(self, stopping: "asyncio.Future[signal.Signals]") -> None:
         serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape)

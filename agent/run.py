@@ -3,13 +3,14 @@
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agent.discovery.kubeconfig import ClusterAccess, from_kubeconfig, in_cluster
 from agent.enrol import Applicant, enrol
-from agent.errors import Misconfigured
+from agent.errors import Misconfigured, Retired, StorageFailed
 from agent.health import DEFAULT_PORT, answering
 from agent.node import VERSION, Node
 from agent.protocol.enrolment import Credentials
@@ -21,7 +22,7 @@ from agent.state import StateDirectory
 async def run(settings: Settings) -> None:
     """Enrol if need be, then serve until told to stop: SIGTERM and SIGINT drain and stop Envoy, SIGHUP leaves it to the next agent.
 
-    Raises `AgentError` when there is no point in trying again.
+    Raises `AgentError` when there is no point in trying again, such as `Retired`, also for every later run with this state directory.
     """
     find_envoy(settings.envoy)
     settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -29,6 +30,8 @@ async def run(settings: Settings) -> None:
     node: Node | None = None
     probed = host_and_port(settings.health_address, DEFAULT_PORT) if settings.health_address else None
     with StateDirectory(settings.state_dir) as directory:
+        if said := directory.retirement():
+            raise _retired(directory, said)
         async with answering(probed, lambda: node is not None and node.serves):
             stopping = _stop_signal()
             enrolling = asyncio.create_task(_credentials(settings, directory))
@@ -41,7 +44,17 @@ async def run(settings: Settings) -> None:
             if credentials.kind == "regional_edge":
                 _check_edge(settings)
             node = Node(settings, directory, credentials, _cluster(settings, credentials))
-            await node.serve(stopping)
+            try:
+                await node.serve(stopping)
+            except Retired as told:
+                with suppress(StorageFailed):  # the next agent is told again
+                    directory.retire(str(told))
+                raise _retired(directory, str(told)) from told
+
+
+def _retired(directory: StateDirectory, said: str) -> Retired:
+    what_next = f"its state stays in {directory.path}; to register it anew, give it an empty state directory and a new token"
+    return Retired(f"this node was retired and serves no more; the control plane said {said!r}; {what_next}", 401, ("Revoked",))
 
 
 def _stop_signal() -> "asyncio.Future[signal.Signals]":

@@ -5,6 +5,7 @@
     storage.key    the key under which `snapshot` is encrypted
     credentials    certificate, ids and anchors, as the control plane answered
     snapshot       manifest, items, secrets and endpoints
+    retired        what the control plane said when it let this node out for good
 
 Every file is 0600 in a directory that is 0700, and is replaced as a whole: a reader sees the old one or the new one.
 """
@@ -111,6 +112,16 @@ class StateDirectory:
 
     def save_credentials(self, credentials: Credentials) -> None:
         write(self.path / "credentials", credentials.model_dump_json(indent=1).encode())
+
+    def retirement(self) -> str | None:
+        """What was said when this node was retired, if it was."""
+        with suppress(FileNotFoundError):
+            return (self.path / "retired").read_text()
+        return None
+
+    def retire(self, said: str) -> None:
+        """Remember it: the next agent does not serve, not even until it has asked again."""
+        write(self.path / "retired", said.encode())
 
     def snapshot(self) -> Saved:
         """What was saved last; empty if there is nothing, or nothing that this key opens."""

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.control import ControlPlane, Signer, source_address, token_claims
-from agent.errors import Busy, Misconfigured, NotRecognised, Refused, Unreachable
+from agent.errors import Busy, Misconfigured, NotRecognised, Refused, Retired, Unreachable
 from agent.protocol.manifest import ManifestAnswer
 from agent.protocol.report import DiscoveryReport, Heartbeat, HeartbeatAnswer, Report
 
@@ -138,11 +138,33 @@ async def test_a_clock_that_is_an_hour_off_is_corrected_by_the_answer() -> None:
 
 
 async def test_a_node_that_is_not_known_is_told_apart() -> None:
-    with pytest.raises(NotRecognised):
-        await control(lambda _: refusal(401, "Revoked")).heartbeat(BEAT)
+    assert await refused_with(refusal(401, "Revoked")) is Retired
+    assert await refused_with(refusal(401, "UnknownNode")) is NotRecognised
+    assert await refused_with(refusal(401, "BadProof")) is Refused
+
+
+async def refused_with(answer: httpx2.Response, url: str = "https://one") -> type[Refused]:
     with pytest.raises(Refused) as refused:
-        await control(lambda _: refusal(401, "BadProof")).heartbeat(BEAT)
-    assert not isinstance(refused.value, NotRecognised)
+        await control(lambda _: answer, url).heartbeat(BEAT)
+    return type(refused.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx2.Response(401, text="Revoked"),
+        httpx2.Response(401, json={"message": "Revoked"}),
+        httpx2.Response(401, json={"error": "Revoked", "details": [{"field": "Revoked"}]}),
+        refusal(403, "Revoked"),
+        refusal(407, "Revoked"),
+    ],
+)
+async def test_what_stands_before_a_control_plane_retires_nobody(answer: httpx2.Response) -> None:
+    assert await refused_with(answer) is Refused
+
+
+async def test_who_proves_nothing_retires_nobody() -> None:
+    assert await refused_with(refusal(401, "Revoked"), "http://one") is NotRecognised
 
 
 async def test_what_does_not_answer_like_a_control_plane_is_none() -> None:

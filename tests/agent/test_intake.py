@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from agent.envoy.inputs import ItemId
-from agent.errors import Refused, Unreachable
+from agent.errors import AgentError, NotRecognised, Refused, Retired, Unreachable
 from agent.intake import Intake, Wanted, restored
 from agent.protocol.items import Discovery, ItemKind
 from agent.protocol.manifest import ItemBody, Manifest, ManifestAnswer
@@ -173,6 +173,38 @@ async def test_refused_secrets_hold_back_nothing_else(source: FakeControlPlane) 
     intake = Intake(secretive, NOTHING, lambda: None)
     await intake.step()
     assert len(intake.current.snapshot.items) == 3
+
+
+class Refusing(FakeControlPlane):
+    error: AgentError = Refused("", 401)
+
+    async def manifest(self, known: str | None, *, wait: bool) -> ManifestAnswer:
+        raise self.error
+
+
+async def test_a_node_that_is_retired_follows_nobody_any_more() -> None:
+    source = Refusing()
+    source.error = Retired("401: node n was revoked", 401, ("Revoked",))
+    with pytest.raises(Retired):
+        await Intake(source, NOTHING, lambda: None).run()
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (NotRecognised("401: there is no node n", 401, ("UnknownNode",)), "does not know this node"),
+        (Refused("401: log in first", 401), "refuses this node"),
+        (Unreachable("no route"), "is away"),
+    ],
+)
+async def test_whoever_else_refuses_is_asked_again(error: AgentError, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "isthmus")
+    source = Refusing()
+    source.error = error
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Intake(source, NOTHING, lambda: None).run(), 3600)
+    assert {record.getMessage().partition(" reason=")[0] for record in _said(caplog)} == {f"control plane {said}, serving on"}
 
 
 def _said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

@@ -53,6 +53,14 @@ def test_what_was_saved_is_read_again(directory: StateDirectory) -> None:
 def test_a_new_directory_knows_nothing(directory: StateDirectory) -> None:
     assert directory.credentials() is None
     assert directory.snapshot() == Saved()
+    assert directory.retirement() is None
+
+
+def test_a_retirement_is_remembered(directory: StateDirectory) -> None:
+    directory.save_credentials(CREDENTIALS)
+    directory.retire("node a-1 was revoked")
+    again = StateDirectory(directory.path)
+    assert (again.retirement(), again.credentials()) == ("node a-1 was revoked", CREDENTIALS)
 
 
 def test_items_and_secrets_are_not_readable_on_disk(directory: StateDirectory) -> None:
