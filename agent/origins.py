@@ -1,8 +1,9 @@
 """Where the origins of this site are now: clusters and DNS names that are followed as the snapshot needs them."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -19,6 +20,8 @@ from agent.protocol.report import DiscoveryReport
 _REMEMBERED = 20_000
 _PATIENCE_S = 5.0
 """How long a cluster or a name server may take with its first answer before others stop waiting for it."""
+_SERVICES_AGAIN_S = 5.0
+"""Reports of services that changed are made no more often; traffic does not wait for them."""
 OWN = "in-cluster"
 """Key under which the node's own cluster is reported."""
 
@@ -30,12 +33,16 @@ class _Followed:
     hash: str
     reported: tuple[ServiceTable | None, bool, str] | None = None
     last: DiscoveryReport | None = None
+    made_at: float = -math.inf
 
     def report(self, key: str) -> DiscoveryReport:
-        """Made anew only when there is something new: a cluster may have thousands of services."""
+        """Made anew only when there is something new, and of services not often: a cluster may have thousands that change all the time."""
         state = (self.cluster.table, self.cluster.connected, self.cluster.reason)
-        if self.last is None or self.reported is None or self.reported[0] is not state[0] or self.reported[1:] != state[1:]:
-            self.reported, self.last = state, self.cluster.report(key)
+        now = time.monotonic()
+        others = self.reported is None or self.reported[0] is not state[0]
+        told = self.reported is not None and self.reported[1:] == state[1:]
+        if self.last is None or not told or (others and now - self.made_at >= _SERVICES_AGAIN_S):
+            self.reported, self.made_at, self.last = state, now, self.cluster.report(key)
         return self.last
 
 
@@ -100,9 +107,22 @@ class SiteOrigins:
             self._asked = wanted
             self._names.follow(wanted)
 
-    def endpoints(self, snapshot: AgentSnapshot) -> Mapping[OriginId, tuple[Endpoint, ...]]:
+    def endpoints(
+        self, snapshot: AgentSnapshot, before: Mapping[OriginId, tuple[Endpoint, ...]]
+    ) -> Mapping[OriginId, tuple[Endpoint, ...]]:
+        """What is not known yet, or of which a part is not, is as it was before."""
         tables, names = self._tables, self._names.addresses
-        return {id: resolve(origin, tables, names) for id, origin in self._origins(snapshot)}
+        found = {id: resolve(origin, tables, names) for id, origin in self._origins(snapshot)}
+        unread = {it.cluster.cluster_id for it in self._clusters.values() if it.cluster.table is None}
+        for id, origin in self._origins(snapshot):
+            if not found[id] and id in before and self._is_unknown(origin, unread):
+                found[id] = before[id]
+        return found
+
+    def _is_unknown(self, origin: Origin, unread: Container[str]) -> bool:
+        if origin.type == "k8s_service" and (origin.service or "").partition(":")[2] in unread:
+            return True
+        return not needed_names(origin, self._tables) <= self._names.addresses.keys()
 
     def _origins(self, snapshot: AgentSnapshot) -> Iterator[tuple[OriginId, Origin]]:
         """Those that this site dials itself."""
@@ -111,11 +131,6 @@ class SiteOrigins:
     @property
     def _tables(self) -> tuple[ServiceTable, ...]:
         return tuple(it.cluster.table for it in self._clusters.values() if it.cluster.table is not None)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every cluster was read, and every name resolved or refused, once since the start."""
-        return all(it.cluster.table is not None for it in self._clusters.values()) and self._names_answered()
 
     @property
     def settled(self) -> bool:

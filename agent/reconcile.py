@@ -50,12 +50,10 @@ class Origins(Protocol):
     def follow(self, snapshot: AgentSnapshot) -> None:
         """Watch what these items need from now on."""
 
-    def endpoints(self, snapshot: AgentSnapshot) -> Mapping[OriginId, tuple[Endpoint, ...]]:
-        """Of its pools' origins at this site."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every cluster was read once since the start."""
+    def endpoints(
+        self, snapshot: AgentSnapshot, before: Mapping[OriginId, tuple[Endpoint, ...]]
+    ) -> Mapping[OriginId, tuple[Endpoint, ...]]:
+        """Of its pools' origins at this site; those from before where nothing is known yet."""
 
     @property
     def settled(self) -> bool:
@@ -200,10 +198,8 @@ class Reconciler:
         return resources
 
     def _local(self, snapshot: AgentSnapshot) -> LocalState:
-        endpoints = self.origins.endpoints(snapshot)
-        if not self.origins.complete:
-            endpoints = {**self._remembered, **{origin: found for origin, found in endpoints.items() if found}}
-        self._endpoints = endpoints
+        endpoints = self._endpoints = self.origins.endpoints(snapshot, self._remembered)
+        self._remembered |= endpoints
         return LocalState(
             node=self.node,
             addresses=self.addresses,
@@ -236,6 +232,8 @@ class Reconciler:
             fault=accepted.fault,
             since=self.verdict.since,
         )
+        pools = {id.key for id in wanted.snapshot.items if id.kind is ItemKind.ORIGIN_POOL}
+        self._remembered = {id: found for id, found in self._remembered.items() if id.pool in pools}
         self.passed()
         if verdict == self.verdict:
             return

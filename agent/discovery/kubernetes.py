@@ -46,7 +46,7 @@ class WatchedCluster:
         """Why the cluster, or part of it, is not being followed."""
         self._load = load
         self._changed = changed
-        self._cluster_id = cluster_id
+        self.cluster_id = cluster_id
         self._delivery = delivery
         self._namespaces = _Namespaces.of(namespace_mapping)
         self._connection: _Connection | None = None
@@ -96,7 +96,7 @@ class WatchedCluster:
         return {key: service for key, service in known.items() if service.namespace in namespaces}
 
     def _set_table(self, services: Mapping[str, DiscoveredService]) -> None:
-        table = ServiceTable(self._cluster_id, self._delivery, services)
+        table = ServiceTable(self.cluster_id, services)
         if table != self.table:
             self.table = table
             self._changed()
@@ -108,7 +108,7 @@ class WatchedCluster:
 
     def _set_status(self, *, connected: bool, reason: str) -> None:
         if (connected, reason) != (self.connected, self.reason):
-            log.info("kubernetes discovery", cluster=self._cluster_id, connected=connected, reason=reason)
+            log.info("kubernetes discovery", cluster=self.cluster_id, connected=connected, reason=reason)
             self.connected, self.reason = connected, reason
             self._changed()
 

@@ -1,8 +1,13 @@
-"""Kubernetes objects as far as discovery needs them: read once at the edge, small and comparable from there on."""
+"""Kubernetes objects as far as discovery needs them: read once at the edge, small and comparable from there on.
+
+Hints of EndpointSlices (`hints.forZones`, `forNodes`) are not followed: they spread the load of clients inside the cluster, each in a zone of it, and would
+keep callers elsewhere from endpoints that are ready. `internalTrafficPolicy` likewise matters to cluster IPs only.
+"""
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from lightkube.models import core_v1, discovery_v1
 from lightkube.models.meta_v1 import ObjectMeta
@@ -37,6 +42,10 @@ class DeclaredService:
     external_name: str
     only_local: bool
     """`externalTrafficPolicy: Local`: a node answers for its own pods only."""
+    only_inside: bool
+    """`internalTrafficPolicy: Local`: the cluster IP leads from nodes to their own pods only."""
+    cluster_ips: tuple[str, ...]
+    """One of each family; none if it is headless."""
     families: tuple[int, ...]
 
     @property
@@ -85,6 +94,8 @@ def read_service(body: core_v1.Service) -> DeclaredService:
         ports=tuple(_declared(port) for port in spec.ports or ()),
         external_name=(spec.externalName or "") if spec.type == "ExternalName" else "",
         only_local=spec.externalTrafficPolicy == "Local",
+        only_inside=spec.internalTrafficPolicy == "Local",
+        cluster_ips=tuple(filter(_is_address, spec.clusterIPs or (spec.clusterIP or "",))),
         families=tuple(6 if family == "IPv6" else 4 for family in spec.ipFamilies or ("IPv4",)),
     )
 
@@ -114,26 +125,39 @@ def read_node(body: core_v1.Node) -> Node:
 def discovered(declared: DeclaredService, slices: Iterable[Slice], nodes: Mapping[str, Node], delivery: Delivery) -> Service:
     """A service with its endpoints."""
     slices = tuple(slices)
-    through_nodes = _node_addresses(declared, slices, nodes) if delivery == "isolated" else ()
+    reason = _unreachable(declared, delivery)
+    at: Callable[[DeclaredPort], tuple[Endpoint, ...]]
+    if delivery == "reachable":
+        at = partial(_at_pods, slices=slices)
+    elif delivery == "isolated":
+        at = partial(_at_nodes, addresses=_node_addresses(declared, slices, nodes))
+    else:
+        at = partial(_at_cluster_ips, addresses=declared.cluster_ips if _hosts(slices) and not reason else ())
     return Service(
         namespace=declared.namespace,
         name=declared.name,
         type=declared.type,
         cluster_ip=declared.cluster_ip,
         labels=declared.labels,
-        ports=tuple(
-            Port(
-                port.name,
-                port.port,
-                port.protocol,
-                port.target_port,
-                _at_nodes(port, through_nodes) if delivery == "isolated" else _at_pods(port, slices),
-            )
-            for port in declared.ports
-        ),
-        any_port=() if delivery == "isolated" else _without_ports(slices),
+        ports=tuple(Port(port.name, port.port, port.protocol, port.target_port, at(port)) for port in declared.ports),
+        any_port=_without_ports(slices) if delivery == "reachable" else (),
         external_name=declared.external_name,
+        delivery="external_name" if declared.external_name else "none" if reason else delivery,
+        reason=reason,
     )
+
+
+def _unreachable(declared: DeclaredService, delivery: Delivery) -> str:
+    """Why this delivery cannot lead to a service, whatever its endpoints."""
+    if declared.external_name:
+        return ""
+    if delivery == "isolated" and not any(port.node_port for port in declared.ports):
+        return "it has no node port, and pods of an isolated cluster are reached through those only"
+    if delivery == "cluster_ip" and not declared.cluster_ips:
+        return "it is headless: it has no cluster IP"
+    if delivery == "cluster_ip" and declared.only_inside:
+        return "its internalTrafficPolicy is Local: its cluster IP leads nowhere from outside"
+    return ""
 
 
 def _at_pods(port: DeclaredPort, slices: Iterable[Slice]) -> tuple[Endpoint, ...]:
@@ -152,9 +176,18 @@ def _at_nodes(port: DeclaredPort, addresses: Iterable[str]) -> tuple[Endpoint, .
     return tuple(Endpoint(address, port.node_port) for address in addresses) if port.node_port else ()
 
 
+def _at_cluster_ips(port: DeclaredPort, addresses: Iterable[str]) -> tuple[Endpoint, ...]:
+    return tuple(sorted(Endpoint(address, port.port) for address in addresses))
+
+
+def _hosts(slices: Iterable[Slice]) -> set[str]:
+    """Names of nodes with ready endpoints; an endpoint that is on none counts as on one without a name."""
+    return {ready.node for part in slices for ready in part.endpoints}
+
+
 def _node_addresses(declared: DeclaredService, slices: tuple[Slice, ...], nodes: Mapping[str, Node]) -> tuple[str, ...]:
     """Nodes that lead to a ready endpoint; none if there is none."""
-    hosts = {ready.node for part in slices for ready in part.endpoints}
+    hosts = _hosts(slices)
     if not hosts:
         return ()
     usable = [node for node in nodes.values() if node.name in hosts or not declared.only_local]

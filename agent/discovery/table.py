@@ -6,14 +6,22 @@ from typing import Literal
 
 from agent.envoy.inputs import Endpoint
 from agent.protocol.items import Origin
-from agent.protocol.report import MOST_LABELS, MOST_PORTS, MOST_SERVICES, DiscoveredService, ServicePort
+from agent.protocol.report import (
+    MOST_ENDPOINTS,
+    MOST_ENDPOINTS_NAMED,
+    MOST_LABELS,
+    MOST_PORTS,
+    MOST_SERVICES,
+    DiscoveredService,
+    ServicePort,
+)
 
-Delivery = Literal["isolated", "reachable"]
+Delivery = Literal["isolated", "reachable", "cluster_ip"]
 
 
 @dataclass(frozen=True)
 class Port:
-    """One port of a service, and its ready endpoints, sorted: pods, or nodes if the pods cannot be reached."""
+    """One port of a service, and its ready endpoints, sorted: pods, or what leads to them."""
 
     name: str
     port: int
@@ -35,6 +43,10 @@ class Service:
     any_port: tuple[str, ...] = ()
     """Ready addresses whose EndpointSlices say nothing of ports."""
     external_name: str = ""
+    delivery: Literal["isolated", "reachable", "cluster_ip", "external_name", "none"] = "reachable"
+    """How it is reached."""
+    reason: str = ""
+    """Why it is not."""
 
     def endpoints(self, port: int) -> tuple[Endpoint, ...]:
         """Of the TCP port with this number; or else of the first one whose pods listen on it."""
@@ -59,16 +71,16 @@ class ServiceTable:
 
     cluster_id: str = ""
     """Empty: services are found without naming a cluster."""
-    delivery: Delivery = "reachable"
     services: Mapping[str, Service] = field(default_factory=dict)
     """By `name.namespace`."""
 
     def report(self) -> tuple[DiscoveredService, ...]:
         """Sorted by namespace and name; the first `MOST_SERVICES`."""
-        services = sorted(self.services.values(), key=lambda service: (service.namespace, service.name))
-        return tuple(self._reported(service) for service in services[:MOST_SERVICES])
+        services = sorted(self.services.values(), key=lambda service: (service.namespace, service.name))[:MOST_SERVICES]
+        most = min(MOST_ENDPOINTS, MOST_ENDPOINTS_NAMED // max(1, sum(len(service.ports) for service in services)))
+        return tuple(self._reported(service, most) for service in services)
 
-    def _reported(self, service: Service) -> DiscoveredService:
+    def _reported(self, service: Service, most_endpoints: int) -> DiscoveredService:
         return DiscoveredService(
             name=service.name,
             namespace=service.namespace,
@@ -76,10 +88,21 @@ class ServiceTable:
             type=service.type,
             cluster_ip=service.cluster_ip,
             labels=dict(service.labels[:MOST_LABELS]),
-            ports=tuple(ServicePort(name=port.name, port=port.port, protocol=port.protocol) for port in service.ports[:MOST_PORTS]),
+            ports=tuple(_reported_port(port, most_endpoints) for port in service.ports[:MOST_PORTS]),
             endpoints=service.ready,
-            delivery=self.delivery,
+            delivery=service.delivery,
+            reason=service.reason,
         )
+
+
+def _reported_port(port: Port, most_endpoints: int) -> ServicePort:
+    shown = tuple(_shown(endpoint) for endpoint in port.endpoints[:most_endpoints])
+    return ServicePort(name=port.name, port=port.port, protocol=port.protocol, endpoints=shown)
+
+
+def _shown(endpoint: Endpoint) -> str:
+    address = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+    return f"{address}:{endpoint.port}"
 
 
 Names = Mapping[str, tuple[str, ...]]

@@ -28,6 +28,10 @@ MOST_PORTS = 64
 MOST_LABELS = 64
 MOST_SERVICES = 5_000
 """Of one cluster."""
+MOST_ENDPOINTS = 100
+"""Of one port, that are named."""
+MOST_ENDPOINTS_NAMED = 20_000
+"""Of one cluster."""
 
 HEARTBEAT_PATH = "/api/agent/v1/heartbeat"
 REPORT_PATH = "/api/agent/v1/report"
@@ -78,6 +82,8 @@ class ServicePort(Message):
     name: Word = ""
     port: Count
     protocol: Word = "TCP"
+    endpoints: tuple[Word, ...] = Field((), max_length=MOST_ENDPOINTS)
+    """`address:port`, as this site dials them; the first ones."""
 
 
 class DiscoveredService(Message):
@@ -91,6 +97,9 @@ class DiscoveredService(Message):
     endpoints: Count = 0
     """Ready ones."""
     delivery: Word = "reachable"
+    """How it is reached: `reachable`, `isolated`, `cluster_ip` as discoveries have it, `external_name`, or `none`."""
+    reason: Word = ""
+    """Why it is not."""
 
 
 class DiscoveryReport(Message):

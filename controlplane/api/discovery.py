@@ -10,7 +10,7 @@ from controlplane.api.requests import selector
 from controlplane.auth import Caller
 from controlplane.errors import NotFound
 from controlplane.services import discovered
-from controlplane.services.discovered import Found
+from controlplane.services.discovered import Found, Wanted
 
 Json = dict[str, Any]
 
@@ -25,27 +25,32 @@ async def list_discovered_services(
     namespace: NamespaceInPath,
     caller: CurrentCaller,
     services: CurrentServices,
+    *,
     site: Annotated[str | None, Query(max_length=64)] = None,
+    cluster_id: Annotated[str | None, Query(max_length=64)] = None,
+    service_namespace: Annotated[str | None, Query(max_length=64)] = None,
+    service: Annotated[str | None, Query(max_length=64)] = None,
     label_filter: Annotated[str, Query(max_length=4096)] = "",
     limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
     after: Annotated[str, Query(alias="continue", max_length=128)] = "",
 ) -> Json:
-    """Services that a namespace may use in origin pools, by name; of one site or of all, by labels of the services. In `system`, all of them.
+    """Services that a namespace may use in origin pools, by name: all, or those of a site, of a cluster (`cluster_id`; empty: of those
+    without), of a namespace there, with a name, with labels. In `system`, all of them.
 
     With `limit`, a list that goes on has a token in `continue`, which gives the next page.
     """
-    found = await discovered.services(services.database, services.delivery, caller.tenant_id, namespace, site)
-    wanted_labels = selector(label_filter)
-    wanted = [each for each in found if each.name > after and (wanted_labels is None or wanted_labels.matches(each.service.labels))]
-    page = wanted[:limit]
-    rest = wanted[len(page) :]
-    return {"items": [_shown(caller, namespace, each) for each in page], "errors": [], "continue": page[-1].name if rest else ""}
+    wanted = Wanted(site, cluster_id, service_namespace, service, selector(label_filter))
+    found = await discovered.services(services.database, services.delivery, caller.tenant_id, namespace, wanted)
+    remaining = [each for each in found if each.name > after]
+    page = remaining[:limit]
+    goes_on = len(remaining) > len(page)
+    return {"items": [_shown(caller, namespace, each) for each in page], "errors": [], "continue": page[-1].name if goes_on else ""}
 
 
 @router.get(_ONE, operation_id="ves.io.schema.discovered_service.API.Get", openapi_extra=described(_ONE))
 async def get_discovered_service(namespace: NamespaceInPath, name: NameInPath, caller: CurrentCaller, services: CurrentServices) -> Json:
     """One of them."""
-    for found in await discovered.services(services.database, services.delivery, caller.tenant_id, namespace):
+    for found in await discovered.services(services.database, services.delivery, caller.tenant_id, namespace, Wanted()):
         if found.name == name:
             shown = _shown(caller, namespace, found)
             return {"metadata": {"name": name, "namespace": namespace, "labels": shown["labels"]}, "spec": shown["get_spec"]}
@@ -73,6 +78,7 @@ def _shown(caller: Caller, namespace: str, found: Found) -> Json:
                 "ports": [port.model_dump(mode="json") for port in service.ports],
                 "ready_endpoints": service.endpoints,
                 "delivery": service.delivery,
+                "delivery_reason": service.reason,
             },
             "visibility_disabled": {},
         },

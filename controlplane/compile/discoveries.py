@@ -34,7 +34,7 @@ def discovery_item(stored: Stored[Discovery]) -> CompiledItem | None:
         kubeconfig=secret_ref(access.kubeconfig_url) if access.kubeconfig_url else None,
         in_cluster=bool(access.in_cluster),
         cluster_id=stored.spec.cluster_id or "",
-        delivery="reachable" if access.reachable else "isolated",
+        delivery="reachable" if access.reachable else "cluster_ip" if access.cluster_ip else "isolated",
         namespace_mapping=tuple(
             items.NamespaceMapping(namespace_regex=item.namespace_regex, namespace=item.namespace)
             for item in (mapping.items if mapping else ())

@@ -84,7 +84,7 @@ class ConnectionInfo(Value):
 class AccessInfo(Value):
     choices = (
         Choice("config_type", ("kubeconfig_url", "connection_info", "in_cluster"), required=True),
-        Choice("pod_network", ("isolated", "reachable"), default="isolated"),
+        Choice("pod_network", ("isolated", "reachable", "cluster_ip"), default="isolated"),
     )
 
     kubeconfig_url: Secret | None = None
@@ -94,6 +94,8 @@ class AccessInfo(Value):
     """Pods cannot be reached from the site, so services are called through their node ports."""
     reachable: Empty | None = None
     """Pods are called at their own addresses."""
+    cluster_ip: Empty | None = None
+    """Services are called at their cluster IPs, where those are routed to the cluster."""
 
 
 class PublishInfo(Value):

@@ -1,13 +1,14 @@
 """Services that sites found in their clusters: what origin pools can name."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from agent.protocol.report import DiscoveredService
 from controlplane.resources.base import Key, Stored
+from controlplane.resources.selector import Selector
 from controlplane.services.delivery import Delivery
 from controlplane.services.view import View
 from controlplane.store import observations
@@ -21,22 +22,52 @@ ALL = "system"
 
 @dataclass(frozen=True)
 class Found:
-    """A service as one site sees it."""
+    """A service as one site sees it. Most of many thousands are only counted or skipped, so each is read when it is looked at."""
 
-    name: str
-    """Of the object: the service's own with a suffix that makes it unique, the same as long as the service is there."""
     site: Stored[Any]
     discovery: str
     """Key of the discovery, or `in-cluster`."""
-    service: DiscoveredService
+    reported: dict[str, Any]
+    """A `DiscoveredService`, as JSON."""
+
+    @cached_property
+    def name(self) -> str:
+        """Of the object: the service's own with a suffix that makes it unique, the same as long as the service is there."""
+        service = self.reported
+        identity = f"{self.site.uid}/{self.discovery}/{service['cluster_id']}/{service['namespace']}/{service['name']}"
+        return f"{service['name'][:52]}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+    @cached_property
+    def service(self) -> DiscoveredService:
+        return DiscoveredService.model_validate(self.reported)
 
 
-async def services(database: Database, delivery: Delivery, tenant_id: UUID, namespace: str, site: str | None = None) -> tuple[Found, ...]:
-    """Those that a namespace may see, by name; of one site (its name) or of all."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is given has to match."""
+
+    site: str | None = None
+    """Name."""
+    cluster_id: str | None = None
+    service_namespace: str | None = None
+    service: str | None = None
+    labels: Selector | None = None
+
+    def has(self, found: Found) -> bool:
+        said = {"cluster_id": self.cluster_id, "namespace": self.service_namespace, "name": self.service}
+        if self.site not in (None, found.site.metadata.name) or any(
+            value not in (None, found.reported[name]) for name, value in said.items()
+        ):
+            return False
+        return self.labels is None or self.labels.matches(found.reported["labels"])
+
+
+async def services(database: Database, delivery: Delivery, tenant_id: UUID, namespace: str, wanted: Wanted) -> tuple[Found, ...]:
+    """Those that a namespace may see, by name."""
     view, states = await _latest(database, delivery, tenant_id)
-    found = (each for site_id, state in states for each in _in(view, site_id, state) if site in (None, each.site.metadata.name))
-    seen = (each for each in found if namespace == ALL or _is_seen(view, each, namespace))
-    return tuple(sorted(seen, key=lambda each: each.name))
+    seen = (state for state in states if namespace == ALL or _is_seen(view, state[1].discovery, namespace))
+    found = (Found(view.sites[site_id], state.discovery, service) for site_id, state in seen for service in state.services)
+    return tuple(sorted(filter(wanted.has, found), key=lambda each: each.name))
 
 
 async def _latest(database: Database, delivery: Delivery, tenant_id: UUID) -> tuple[View, list[tuple[str, DiscoveryState]]]:
@@ -51,20 +82,12 @@ async def _latest(database: Database, delivery: Delivery, tenant_id: UUID) -> tu
     return view, [(site_id, state) for (site_id, _), state in last.items()]
 
 
-def _in(view: View, site_id: str, state: DiscoveryState) -> Iterator[Found]:
-    for each in state.services:
-        service = DiscoveredService.model_validate(each)
-        identity = f"{site_id}/{state.discovery}/{service.cluster_id}/{service.namespace}/{service.name}"
-        suffix = hashlib.sha256(identity.encode()).hexdigest()[:10]
-        yield Found(f"{service.name[:52]}-{suffix}", view.sites[site_id], state.discovery, service)
-
-
-def _is_seen(view: View, found: Found, namespace: str) -> bool:
-    """Everywhere, unless its discovery maps to certain namespaces. Which of those is for the agent, which knows how to match safely."""
-    if found.discovery == IN_CLUSTER:
+def _is_seen(view: View, discovery: str, namespace: str) -> bool:
+    """Everywhere, unless the discovery maps to certain namespaces. Which of those is for the agent, which knows how to match safely."""
+    if discovery == IN_CLUSTER:
         return True
-    discovery = view.intent.of("discovery").get(Key(*found.discovery.split("/", 1)))
-    targets = _targets(discovery) if discovery else frozenset()
+    stored = view.intent.of("discovery").get(Key(*discovery.split("/", 1)))
+    targets = _targets(stored) if stored else frozenset()
     return not targets or namespace in targets
 
 

@@ -54,14 +54,16 @@ class FakeEnvoy:
 @dataclass
 class FakeOrigins:
     found: dict[OriginId, tuple[Endpoint, ...]] = field(default_factory=dict)
-    complete: bool = True
+    read: bool = True
     settled: bool = True
 
     def follow(self, snapshot: AgentSnapshot) -> None:
         pass
 
-    def endpoints(self, snapshot: AgentSnapshot) -> Mapping[OriginId, tuple[Endpoint, ...]]:
-        return dict(self.found)
+    def endpoints(
+        self, snapshot: AgentSnapshot, before: Mapping[OriginId, tuple[Endpoint, ...]]
+    ) -> Mapping[OriginId, tuple[Endpoint, ...]]:
+        return dict(self.found if self.read else before)
 
 
 @dataclass
@@ -263,11 +265,11 @@ async def test_a_restart_serves_known_endpoints_until_the_cluster_was_read(node:
         await node.pull()
         await asyncio.sleep(1)
     again = Node(node.reconciler.to_save())
-    again.origins.complete = False
+    again.origins.read = False
     async with again.running():
         await asyncio.sleep(1)
         assert again.reconciler.endpoints_of("n/p") == {Endpoint("10.1.1.1", 80)}
-        again.origins.complete = True
+        again.origins.read = True
         again.reconciler.nudge()
         await asyncio.sleep(1)
         assert again.reconciler.endpoints_of("n/p") == frozenset()

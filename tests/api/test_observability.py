@@ -183,20 +183,31 @@ async def test_discovered_services_are_listed_filtered_and_paged(
     path = "/api/discovery/namespaces/shop/discovered_services"
     async with admitted(app, user, "a") as a, admitted(app, user, "b") as b:
         found = tuple(
-            DiscoveredService(name=name, namespace="bank", labels={"app": name}, ports=(ServicePort(port=80),), endpoints=2)
+            DiscoveredService(
+                name=name, namespace="bank", labels={"app": name}, ports=(ServicePort(port=80, endpoints=("10.1.0.1:8080",)),), endpoints=2
+            )
             for name in ("api", "ledger", "web")
         )
         await a.control.report(
             Report(boot_id=a.boot_id, discoveries=(DiscoveryReport(discovery="in-cluster", connected=True, services=found),))
         )
+        elsewhere = found[0].model_copy(update={"cluster_id": "east", "delivery": "none", "reason": "it is headless"})
         await b.control.report(
-            Report(boot_id=b.boot_id, discoveries=(DiscoveryReport(discovery="in-cluster", connected=True, services=found[:1]),))
+            Report(boot_id=b.boot_id, discoveries=(DiscoveryReport(discovery="in-cluster", connected=True, services=(elsewhere,)),))
         )
         await caught_up(app, tenant_of(a))
         every = (await user.get(path)).json()["items"]
         assert len(every) == 4
         at_a = (await user.get(path, params={"site": "a", "label_filter": "app in (api, web)"})).json()["items"]
         assert [item["get_spec"]["k8s_service"]["service_name"] for item in at_a] == ["api.bank", "web.bank"]
+        apis = (await user.get(path, params={"service": "api", "service_namespace": "bank"})).json()["items"]
+        assert {item["get_spec"]["k8s_service"]["service_name"] for item in apis} == {"api.bank", "api.bank:east"}
+        (east,) = (await user.get(path, params={"cluster_id": "east"})).json()["items"]
+        shown = east["get_spec"]["k8s_service"]
+        assert (shown["delivery"], shown["delivery_reason"]) == ("none", "it is headless")
+        assert shown["ports"][0]["endpoints"] == ["10.1.0.1:8080"]
+        assert len((await user.get(path, params={"cluster_id": ""})).json()["items"]) == 3
+        assert (await user.get(path, params={"service_namespace": "shop"})).json()["items"] == []
         first = (await user.get(path, params={"limit": 3})).json()
         rest = (await user.get(path, params={"limit": 3, "continue": first["continue"]})).json()
         assert ([*first["items"], *rest["items"]], rest["continue"]) == (every, "")

@@ -131,6 +131,37 @@ async def test_an_isolated_cluster_is_reached_through_the_ready_nodes(emulator: 
         await watcher.until_endpoints("web.shop")
 
 
+async def test_node_ports_that_are_missing_are_said_for_each_service(emulator: Emulator, api: Client) -> None:
+    await api.create(objects.service("web", "shop", type="NodePort", ports=[{"port": 80, "nodePort": 30080}]))
+    async with watching(emulator.kubeconfig, delivery="isolated") as watcher:
+        await watcher.until_connected()
+        cart, web = watcher.cluster.report("x").services
+        assert (cart.delivery, "no node port" in cart.reason) == ("none", True)
+        assert (web.delivery, web.reason) == ("isolated", "")
+
+
+async def test_cluster_ips_lead_to_services_that_have_ready_endpoints(emulator: Emulator, api: Client) -> None:
+    families = {"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack"}
+    both = objects.service("both", "shop", 80, 8080, clusterIP="10.96.7.7", clusterIPs=["10.96.7.7", "fd00:96::7"])
+    both["spec"] |= families
+    await api.create(both)
+    await api.create(objects.service("db", "shop", clusterIP="None"))
+    await api.create(objects.service("local", "shop", internalTrafficPolicy="Local"))
+    for name in ("db", "local"):
+        await api.set_endpoints(name, "shop", ["10.1.0.7"])
+    async with watching(emulator.kubeconfig, delivery="cluster_ip") as watcher:
+        await watcher.until_connected()
+        assert watcher.endpoints("both.shop") == [], "nobody would answer there"
+        await api.set_endpoints("both", "shop", ["10.1.0.2"])
+        await watcher.until_endpoints("both.shop", "10.96.7.7:80", "fd00:96::7:80")
+        assert watcher.endpoints("both.shop", 8080) == watcher.endpoints("both.shop"), "by the pods' port as well"
+        assert watcher.endpoints("db.shop") == watcher.endpoints("local.shop") == []
+        shown = {one.name: (one.delivery, one.reason.partition(":")[0]) for one in watcher.cluster.report("x").services}
+        assert shown["both"] == ("cluster_ip", "")
+        assert shown["db"] == ("none", "it is headless")
+        assert shown["local"] == ("none", "its internalTrafficPolicy is Local")
+
+
 async def test_an_external_name_is_a_dns_name_to_follow(watcher: Watcher, api: Client) -> None:
     from agent.discovery.table import needed_names, resolve
     from agent.envoy.inputs import Endpoint
@@ -151,5 +182,6 @@ async def test_the_report_shows_services_with_ports_labels_and_ready_counts(watc
     assert (report.discovery, report.connected, report.reason) == ("system/b", True, "")
     cart, labelled = report.services
     assert (cart.name, cart.namespace, cart.endpoints, cart.ports[0].port, cart.delivery) == ("cart", "shop", 1, 80, "reachable")
+    assert cart.ports[0].endpoints == ("10.1.0.1:8080",)
     assert cart.cluster_ip.startswith("10.96.")
     assert labelled.labels == {"app": "labelled"}

@@ -3,7 +3,7 @@ from pydantic import TypeAdapter
 from agent.discovery.table import Port, Service, ServiceTable, needed_names, resolve
 from agent.envoy.inputs import Endpoint
 from agent.protocol.items import Origin
-from agent.protocol.report import MOST_LABELS, MOST_PORTS, MOST_SERVICES
+from agent.protocol.report import MOST_ENDPOINTS, MOST_ENDPOINTS_NAMED, MOST_LABELS, MOST_PORTS, MOST_SERVICES
 
 A, B = Endpoint("10.0.0.1", 8080), Endpoint("10.0.0.2", 8080)
 
@@ -82,6 +82,16 @@ def test_what_is_reported_of_a_service_is_bounded() -> None:
     ports = tuple(Port(f"port-{number}", number, "TCP", None) for number in range(1, MOST_PORTS + 2))
     (report,) = table(Service("shop", "cart", "ClusterIP", "", labels=labels, ports=ports)).report()
     assert (len(report.labels), len(report.ports)) == (MOST_LABELS, MOST_PORTS)
+
+
+def test_the_endpoints_that_are_named_are_bounded() -> None:
+    few = table(service("cart", A, Endpoint("fd00::1", 8080))).report()[0]
+    assert few.ports[0].endpoints == ("10.0.0.1:8080", "[fd00::1]:8080")
+    hundreds = [Endpoint(f"10.1.{number // 250}.{number % 250}", 80) for number in range(2 * MOST_ENDPOINTS)]
+    (one,) = table(service("cart", *hundreds)).report()
+    assert (one.endpoints, len(one.ports[0].endpoints)) == (2 * MOST_ENDPOINTS, MOST_ENDPOINTS)
+    many = table(*(service(f"s{number}", *hundreds) for number in range(1_000))).report()
+    assert sum(len(port.endpoints) for one in many for port in one.ports) == MOST_ENDPOINTS_NAMED
 
 
 def test_ready_endpoints_are_counted_by_address() -> None:
