@@ -20,7 +20,7 @@ from lab.site import Site
 from lab.traffic import Traffic
 from lab.wait import until
 
-A, B = "cluster-a", "cluster-b"
+A, B, EDGE = "cluster-a", "cluster-b", "edge"
 BANK_PORT, LEDGER_PORT = 8080, 5432
 DOMAIN = "bank.localhost"
 """Browsers and curl take any name under `localhost` for this machine."""
@@ -48,7 +48,7 @@ class DemoFailed(Exception):
 
 async def _run(check: bool, started: float) -> None:
     _stop_on_signals()
-    async with Fabric((A, B), mesh=False, progress=lambda text: _say(text, started)) as fabric:
+    async with Fabric((A, B), edges=(EDGE,), mesh=False, tapped=True, progress=lambda text: _say(text, started)) as fabric:
         a, b = fabric.site(A), fabric.site(B)
         _say("Starting the bank's pods", started)
         await _deploy(a, b)
@@ -60,6 +60,7 @@ async def _run(check: bool, started: float) -> None:
         await _use(client)
         traffic = await _scale(client, b, started)
         _report(traffic)
+        await _cut(client, fabric, started)
         await _graph(fabric, 60, len(traffic.outcomes))
         console.print(f"\n[bold green]The demo works[/], {time.monotonic() - started:.0f} s after its start.")
         if not check:
@@ -161,6 +162,28 @@ async def _scale(client: httpx.AsyncClient, b: Site, started: float) -> Traffic:
             _bars(traffic.pods(200))
     _expect(not traffic.failures, f"no request failed meanwhile ({len(traffic.failures)} of {len(traffic.outcomes)} did)")
     return traffic
+
+
+async def _cut(client: httpx.AsyncClient, fabric: Fabric, started: float) -> None:
+    """The link between both clusters is cut under load: requests go through the regional edge, and nothing is lost."""
+    taps = [tap for name in (A, B) if (tap := fabric.site(name).tap)]
+    async with Traffic(client, "/api/transfers/limits", rate=200, workers=8) as traffic:
+        await traffic.more(100)
+        await asyncio.gather(*(tap.cut() for tap in taps))
+        cut = time.monotonic()
+        await until(partial(_leads_through, fabric, EDGE), f"requests to go through {EDGE}", within_s=30)
+        _say(f"Cut the tunnel between {A} and {B}: {time.monotonic() - cut:.1f} s later all know that requests go through {EDGE}", started)
+        await traffic.more(200)
+        for tap in taps:
+            tap.mend()
+    _expect(not traffic.failures, f"no request failed meanwhile ({len(traffic.failures)} of {len(traffic.outcomes)} did)")
+    console.print(f"           The longest took {max(outcome.latency_s for outcome in traffic.outcomes) * 1000:.0f} ms.")
+
+
+async def _leads_through(fabric: Fabric, path: str) -> bool:
+    """Whether this is how A reaches B, as the control plane tells it."""
+    answer = await fabric.api.request("GET", f"/api/data/namespaces/system/topology/path?from={A}&to={B}")
+    return bool(answer["path"] == path)
 
 
 async def _are_used(traffic: Traffic, pods: int) -> bool:

@@ -43,7 +43,7 @@ apply /api/web/namespaces bank <<JSON
 {"metadata": {"name": "bank"}, "spec": {}}
 JSON
 
-echo "Which sites take part, by their labels, and that they tunnel to each other directly."
+echo "Which sites take part, by their labels, and that they tunnel to each other directly, or through a regional edge if that fails."
 apply $config/shared/virtual_sites bank-clusters <<JSON
 {"metadata": {"name": "bank-clusters"},
  "spec": {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["fabric in (lab)"]}}}
@@ -51,7 +51,8 @@ JSON
 apply $config/system/site_mesh_groups bank <<JSON
 {"metadata": {"name": "bank"},
  "spec": {"full_mesh": {"control_and_data_plane_mesh": {}},
-          "virtual_site": [{"kind": "virtual_site", "namespace": "shared", "name": "bank-clusters"}]}}
+          "virtual_site": [{"kind": "virtual_site", "namespace": "shared", "name": "bank-clusters"}],
+          "enable_re_fallback": {}}}
 JSON
 
 echo "How to tell a working pod; the checks run in the pod's own cluster."
