@@ -59,6 +59,7 @@ async def test_the_compose_file_ends_with_the_demo(fabric: Composed) -> None:
         mounts = [line.split() for line in fabric.exec(name, "cat", "/proc/mounts").splitlines()]
         assert "ro" in next(options for _, place, _, options, *_ in mounts if place == "/").split(",")
     for name in AGENTS:
+        fabric.podman("healthcheck", "run", fabric.container(name))
         said = json.loads(fabric.exec(name, "cat", "state/run/status.json"))
         assert (said["envoy"], said["connected"], said["rejected"]) == ("live", True, [])
 
