@@ -132,6 +132,7 @@ def exports_listener() -> Resource:
         stream_idle_timeout=milliseconds(0),
         use_remote_address={"value": False},
         skip_xff_append=True,
+        generate_request_id={"value": False},
         upgrade_configs=[{"upgrade_type": "websocket"}],
         early_header_mutation_extensions=connections.early_mutations(
             connections.without_prefix(connections.ENVOY_HEADERS),

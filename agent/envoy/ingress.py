@@ -10,6 +10,7 @@ from envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2 import
 from envoy.extensions.filters.http.header_to_metadata.v3.header_to_metadata_pb2 import Config as HeaderToMetadata
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC as RbacFilter  # noqa: N811  # RBAC is the name of two messages
 from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
+from google.protobuf.message import Message
 
 from agent.envoy import access, connections, names, tls
 from agent.envoy.gateway import RBAC_FILTER
@@ -100,9 +101,9 @@ def _manager(routes: str, max_header_kib: int) -> Fields:
             connections.without_prefix(names.PRIVATE_HEADERS), connections.without_prefix(connections.ENVOY_HEADERS)
         ),
         http_filters=[
-            extension(HEADER_TO_METADATA_FILTER, HeaderToMetadata()),
-            extension(HEADER_MUTATION_FILTER, HeaderMutation()),
-            extension(RBAC_FILTER, RbacFilter()),
+            _where_wanted(HEADER_TO_METADATA_FILTER, HeaderToMetadata()),
+            _where_wanted(HEADER_MUTATION_FILTER, HeaderMutation()),
+            _where_wanted(RBAC_FILTER, RbacFilter()),
         ],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": flag(False)}],
         http2_protocol_options={
@@ -121,6 +122,11 @@ def _manager(routes: str, max_header_kib: int) -> Fields:
         server_header_transformation="PASS_THROUGH",
         access_log=[access.http_log()],
     )
+
+
+def _where_wanted(name: str, filter: Message) -> Fields:
+    """Costs nothing for requests whose virtual host or route has no config for it."""
+    return {**extension(name, filter), "disabled": True}
 
 
 @lru_cache(CACHE)

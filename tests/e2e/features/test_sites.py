@@ -290,7 +290,7 @@ class KeptAlive:
         length = next(line.partition(":")[2] for line in head.split("\r\n") if line.startswith("content-length:"))
         await self.reader.readexactly(int(length))
         assert head.startswith("http/1.1 200"), head
-        assert "connection: close" not in head
+        assert "connection: close" not in head, self.domain
         self.asked += 1
 
 
