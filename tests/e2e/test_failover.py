@@ -1,12 +1,21 @@
 """How the failure matrix counts, and a few of its faults on real processes."""
 
+import sys
+from collections.abc import AsyncIterator
+
 import pytest
+import pytest_asyncio
 
 from bench.failover import markdown
 from bench.failures import ROWS, Aim, Row, no_endpoints
 from bench.load import Attempt
 from bench.outage import Outage, outage
 from bench.scenes import SCENES
+from lab import faults
+from lab.fabric import Fabric
+from lab.specs import http_loadbalancer, k8s_pool
+from lab.traffic import Traffic
+from tests.e2e.calls import answers
 
 
 def asked(began: float, took_s: float, error: str = "") -> Attempt:
@@ -54,3 +63,38 @@ def test_a_missed_aim_is_said_in_the_table() -> None:
 def test_every_row_has_a_name_of_its_own_and_a_scene() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS)
     assert {row.scene for row in ROWS} <= SCENES.keys()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fabric(show_logs_of: list[Fabric]) -> AsyncIterator[Fabric]:
+    """Site b has three nodes, and a service that a calls."""
+    async with Fabric(("a", "b"), nodes={"b": 3}) as fabric:
+        show_logs_of.append(fabric)
+        await fabric.site("b").cluster.deploy("echo", (sys.executable, "-m", "lab.echo"))
+        await fabric.api.create("origin_pool", "echo", k8s_pool("echo", ["b"]))
+        await fabric.api.create("http_loadbalancer", "echo", http_loadbalancer("echo.test", ["echo"], ["a", "b"]))
+        await fabric.api.applied("http_loadbalancer", "echo")
+        yield fabric
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.timeout(180)
+async def test_every_node_of_a_site_serves_its_load_balancers(fabric: Fabric) -> None:
+    for node in fabric.site("b").nodes:
+        client = await node.http(8080, "echo.test")
+        assert (await client.get("/")).is_success
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_one_of_three_nodes_is_killed_and_comes_back_without_a_failed_request(fabric: Fabric, number: int) -> None:
+    client, node = await answers(fabric, "a"), fabric.site("b").nodes[number]
+    async with Traffic(client, "/") as traffic:
+        await traffic.more(50)
+        await faults.kill([node])
+        await traffic.more(200)
+        await node.agent.start()
+        await fabric.online("b")
+        await traffic.more(100)
+    assert traffic.failures == []
