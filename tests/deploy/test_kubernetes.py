@@ -118,6 +118,8 @@ def test_publishing_adds_services_their_endpoints_and_a_lease() -> None:
         "endpointslices/restricted",
         "leases",
     }
+    (pod,) = pods(objects)
+    assert variables(pod, "AGENT_")["AGENT_PUBLISH"]["value"] == "true"
     for role in of_kind(objects, "ClusterRole"):
         assert not any("leases" in rule["resources"] for rule in role["rules"])
 
