@@ -66,6 +66,8 @@ class Cluster:
     directory: Path
     mark: str
     services: dict[str, Service] = field(default_factory=dict)
+    url: str = ""
+    """Of the API, for the lab, once it has started."""
     _addresses: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _api: httpx.AsyncClient | None = None
 
@@ -81,6 +83,7 @@ class Cluster:
     async def start(self, api_url: str) -> None:
         """Start the API; `api_url` is how the lab reaches it."""
         await self.emulator.start()
+        self.url = api_url
         self._api = httpx.AsyncClient(base_url=api_url, timeout=10, trust_env=False)
         await until(self._answers, f"the Kubernetes API of {self.place.name}")
         await self._post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})

@@ -92,6 +92,32 @@ async def test_a_watch_from_nowhere_begins_with_what_there_is(api: Client, names
     assert shown(await collect(api, 1, "EndpointSlice", namespace)) == [("ADDED", "one")]
 
 
+async def test_a_watch_shows_everything_and_says_where_that_ends(api: Client, namespace: str) -> None:
+    await api.create(slice_named("one", namespace))
+    await api.create(slice_named("two", namespace))
+    query = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
+    events: list[Event] = []
+    async with aclosing(api.watch("EndpointSlice", namespace, **query)) as stream:
+        async for event in stream:
+            events.append(event)
+            if len(events) == 3:
+                await api.create(slice_named("three", namespace))
+            if len(events) == 4:
+                break
+    assert sorted(shown(events[:2])) == [("ADDED", "one"), ("ADDED", "two")]
+    assert events[2]["type"] == "BOOKMARK"
+    assert events[2]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"] == "true"
+    assert int(version(events[2]["object"])) < int(version(events[3]["object"]))
+    assert shown(events[3:]) == [("ADDED", "three")]
+
+
+async def test_everything_is_shown_by_a_watch_only_with_bookmarks_and_at_the_latest_version(api: Client, namespace: str) -> None:
+    for query in ({"resourceVersionMatch": "NotOlderThan"}, {"allowWatchBookmarks": "true"}):
+        with pytest.raises(httpx2.HTTPStatusError) as error:
+            await collect(api, 1, "Service", namespace, sendInitialEvents="true", **query)
+        assert error.value.response.status_code == 422
+
+
 async def test_a_watch_of_all_namespaces_sees_this_one(api: Client, namespace: str) -> None:
     listed = await api.list("EndpointSlice")
     await api.create(slice_named("one", namespace))
