@@ -32,6 +32,8 @@ from agent.protocol.enrolment import Credentials
 from agent.protocol.items import Gateway, ItemKind, Site
 from agent.protocol.report import DiscoveryReport, EdgeHealth, OriginHealth, PeerHealth
 from agent.proxy import Proxy, ProxyState, find_envoy
+from agent.publish import Publishing
+from agent.published import Publisher
 from agent.reconcile import Reconciler, Verdict
 from agent.reporting import Heartbeats, Metrics, Reports
 from agent.scrape import Scrape
@@ -111,6 +113,12 @@ class Node:
         self._probes = Probes(run_dir / "probe.sock", self._nudge, saved.dials, saved.paths)
         self._edges = Probes(run_dir / "probe.sock", lambda: None)
         self._origins = SiteOrigins(node.site_id, self.cluster, lambda: self._intake.current.secrets, self._nudge)
+        self._publishing = Publishing(
+            Publisher(node.site_id, node.node_id, _addresses(settings).service),
+            self.cluster if settings.publish else None,
+            lambda: self._reconciler.good if self.serves else None,
+            self._nudge,
+        )
         self._reconciler = Reconciler(
             node=node,
             addresses=_addresses(settings),
@@ -125,6 +133,7 @@ class Node:
             changed=self._verdict_changed,
             start=saved,
             workers=settings.concurrency,
+            refused=self._publishing.refused,
         )
         self._keeper = Keeper(self.directory, self._reconciler.to_save)
         self._reports = Reports(self._control, self, boot_id, self._metrics)
@@ -161,12 +170,13 @@ class Node:
                 log.error("this node was retired, stopping", reason=str(retired))
             await self._keeper.flush()
             if retired or stopping.result() is not signal.SIGHUP:
+                await self._publishing.withdraw()
                 await self._proxy.stop()
             if retired:
                 raise retired
 
     async def _run_until(self, stopping: "asyncio.Future[signal.Signals]") -> None:
-        serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape)
+        serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape, self._publishing)
         telling = (self._reports, self._heartbeats, self._advertiser, self._status_file, *self._forwarders)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(loop.run(), name=type(loop).__name__) for loop in (*serving, *telling)]
@@ -202,6 +212,7 @@ class Node:
 
     def _verdict_changed(self) -> None:
         self._heartbeats.beat()
+        self._publishing.look()
 
     def _renewed(self, credentials: Credentials) -> None:
         if credentials.control_plane_urls and not self.settings.control_plane_urls:

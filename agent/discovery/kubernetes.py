@@ -20,6 +20,7 @@ from agent.errors import Misconfigured
 from agent.log import log
 from agent.protocol.items import NamespaceMapping
 from agent.protocol.report import MOST_SERVICES, DiscoveryReport
+from agent.published import is_published
 
 MAX_REASON = 1_000
 """Characters."""
@@ -262,6 +263,8 @@ class _Connection:
         return name if name and self.namespaces.has(name) else None
 
     def _read_service(self, body: Service) -> objects.DeclaredService | None:
+        if body.metadata and is_published(body.metadata.labels):
+            return None  # it leads back to a load balancer
         service = objects.read_service(body)
         return service if self.namespaces.has(service.namespace) else None
 

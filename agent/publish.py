@@ -1,0 +1,212 @@
+"""Keeps Services in the node's own cluster that lead to this site's load balancers, so that pods call them by ordinary names.
+
+Level-triggered: each pass reads what is there and changes what differs. All nodes of a site write EndpointSlices of their own; one at a
+time, who holds the site's Lease, keeps the Services and clears up behind nodes that are gone. The control plane is not needed.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from random import uniform
+
+from lightkube.core.generic_client import ALL_NS
+from lightkube.resources.core_v1 import Service
+from lightkube.resources.discovery_v1 import EndpointSlice
+
+from agent.backoff import backoff
+from agent.cluster import CONFLICT, FORBIDDEN, Cluster, ClusterAway, ObjectRefused
+from agent.discovery.kubeconfig import ClusterAccess
+from agent.envoy.inputs import AgentSnapshot, ItemId
+from agent.errors import Misconfigured
+from agent.leases import Leases
+from agent.log import log
+from agent.protocol.items import ItemKind
+from agent.published import Change, Place, Publication, Publisher, obstacle, place_of, publications, services, slices
+
+PACE_S = 10.0
+"""Between passes while nothing happens."""
+_WITHDRAW_S = 3.0
+_OFF = "publishing is off at this node: set AGENT_PUBLISH=true"
+
+
+@dataclass
+class _Pass:
+    """One look at the cluster."""
+
+    cluster: Cluster
+    who: Publisher
+    wanted: tuple[Publication, ...]
+    services: dict[Place, Service] = field(default_factory=dict)
+    slices: list[EndpointSlice] = field(default_factory=list)
+    refused: dict[Place, str] = field(default_factory=dict)
+    raced: bool = False
+    """Whether somebody else wrote at the same time: look again soon."""
+
+    async def read(self) -> None:
+        """What is ours; where not all namespaces may be read, those that are wanted."""
+        try:
+            await self._read(ALL_NS)
+        except ObjectRefused as refusal:
+            if refusal.status != FORBIDDEN:
+                raise
+            for namespace in sorted({each.namespace for each in self.wanted}):
+                with self._of(each.place for each in self.wanted if each.namespace == namespace):
+                    await self._read(namespace)
+
+    async def _read(self, namespace: str) -> None:
+        found = await self.cluster.listed(Service, self.who.site_labels, namespace)
+        self.slices += await self.cluster.listed(EndpointSlice, self.who.site_labels, namespace)
+        self.services |= {place_of(each): each for each in found}
+
+    async def find_taken(self) -> None:
+        """Names that are wanted and that others have."""
+        for each in self.wanted:
+            if each.place not in self.services and each.place not in self.refused:
+                with self._of((each.place,)):
+                    found = await self.cluster.get(Service, each.name, each.namespace)
+                    if found and self.who.owns(found):
+                        self.services[each.place] = found
+                    elif found:
+                        self.refused[each.place] = (
+                            f"the cluster has a service {each.name} in namespace {each.namespace} that is not this site's"
+                        )
+
+    async def make(self, changes: Iterable[Change]) -> bool:
+        """Whether there were any."""
+        changed = False
+        for change in changes:
+            changed = True
+            with self._of((change.place,)):
+                await self._make(change)
+        return changed
+
+    async def _make(self, change: Change) -> None:
+        log.info("publishing", verb=change.verb, kind=type(change.object).__name__, service="/".join(change.place))
+        if change.verb == "delete":
+            await self.cluster.delete(change.object)
+            if isinstance(change.object, Service):
+                self.services.pop(change.place, None)
+            return
+        write = self.cluster.create if change.verb == "post" else self.cluster.replace
+        written = await write(change.object)
+        if isinstance(written, Service):
+            self.services[change.place] = written
+
+    @contextmanager
+    def _of(self, places: Iterable[Place]) -> Iterator[None]:
+        """What is refused concerns these alone."""
+        try:
+            yield
+        except ObjectRefused as refusal:
+            if refusal.status == CONFLICT:
+                self.raced = True
+            else:
+                self.refused |= dict.fromkeys(places, str(refusal))
+
+
+@dataclass
+class Publishing:
+    """`snapshot` is what is in force, None while nothing is served; `changed` is called when what `refused` says is different."""
+
+    who: Publisher
+    cluster: Callable[[], ClusterAccess] | None
+    """How to reach the node's own cluster. None: publishing is off."""
+    snapshot: Callable[[], AgentSnapshot | None]
+    changed: Callable[[], None]
+    _refused: Mapping[ItemId, str] = field(default_factory=dict, init=False)
+    _in_place: frozenset[ItemId] = field(default_factory=frozenset, init=False)
+    _seen: tuple[Publication, ...] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._leases = Leases(self.who)
+        self._wake = asyncio.Event()
+        self._obstacle = _OFF if self.cluster is None else obstacle(self.who.address)
+
+    def refused(self, snapshot: AgentSnapshot) -> Mapping[ItemId, str]:
+        """Which of its items are not in force, and why."""
+        if self._obstacle:
+            return {item.id: self._obstacle for item in snapshot.by_kind[ItemKind.PUBLISH]}
+        return self._refused
+
+    def look(self) -> None:
+        """There may be something else to publish."""
+        snapshot = self.snapshot()
+        if snapshot is not None and publications(snapshot) != self._seen:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """For ever, if there is anything to do at all."""
+        delays = backoff(0.5, 15.0)
+        while self.cluster is not None:
+            self._wake.clear()
+            snapshot = self.snapshot()
+            self._seen = publications(snapshot) if snapshot else None
+            try:
+                raced = self._seen is not None and await self._pass(self.cluster(), () if self._obstacle else self._seen)
+            except (ClusterAway, ObjectRefused, Misconfigured) as error:
+                self._failed(error)
+                await asyncio.sleep(next(delays))
+                continue
+            if raced:
+                await asyncio.sleep(next(delays))
+                continue
+            delays = backoff(0.5, 15.0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(uniform(0.8, 1.0) * PACE_S):
+                    await self._wake.wait()
+
+    async def withdraw(self) -> None:
+        """Before this node stops serving: its slices and Leases go. What cannot be taken away now, others take away later."""
+        if self.cluster is None:
+            return
+        with suppress(ClusterAway, ObjectRefused, Misconfigured, TimeoutError):
+            async with asyncio.timeout(_WITHDRAW_S):
+                access = self.cluster()
+                async with access.connect() as client:
+                    look = _Pass(Cluster(client), self.who, self._seen or ())
+                    await look.read()
+                    await look.make(slices((), look.services, look.slices, self.who, None))
+                    await self._leases.release(look.cluster, _home(access))
+
+    async def _pass(self, access: ClusterAccess, wanted: tuple[Publication, ...]) -> bool:
+        """Whether the next one should follow soon, because somebody else wrote at the same time."""
+        async with access.connect() as client:
+            look = _Pass(Cluster(client), self.who, wanted)
+            await look.read()
+            if wanted or look.services or look.slices:
+                await self._keep(look, _home(access))
+        ours = {place_of(each) for each in look.slices if self.who.wrote(each)}
+        self._conclude(
+            {each.id: look.refused[each.place] for each in wanted if each.place in look.refused},
+            frozenset(each.id for each in wanted if each.place in ours and each.place not in look.refused),
+        )
+        return look.raced
+
+    async def _keep(self, look: _Pass, home: str) -> None:
+        leads = await self._leases.renew(look.cluster, home)
+        living = await self._leases.living(look.cluster, home) if leads else None
+        await look.find_taken()
+        if leads:
+            await look.make([*services(look.wanted, look.services, look.refused, self.who)])
+        is_gone = None if living is None else lambda node: node not in living
+        if await look.make(slices(look.wanted, look.services, look.slices, self.who, is_gone)):
+            look.slices = []
+            await look.read()
+
+    def _failed(self, error: Exception) -> None:
+        """What is in place stays so; of the rest it is said why it is not."""
+        reason = f"the cluster's API: {error}"
+        self._conclude({each.id: reason for each in self._seen or () if each.id not in self._in_place}, self._in_place)
+
+    def _conclude(self, refused: Mapping[ItemId, str], in_place: frozenset[ItemId]) -> None:
+        self._in_place = in_place
+        if refused != self._refused and not self._obstacle:
+            log.info("published", services=len(in_place), refused=sorted(refused.values())[:3])
+            self._refused = refused
+            self.changed()
+
+
+def _home(access: ClusterAccess) -> str:
+    """Where Leases are kept."""
+    return access.namespace or "default"
