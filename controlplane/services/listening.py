@@ -1,5 +1,6 @@
 """Claims of load balancers on listeners: refused when written, resolved when membership changes."""
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -8,10 +9,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.compile.claims import claims
 from controlplane.compile.intent import Intent, Tenant
-from controlplane.compile.members import members
+from controlplane.compile.members import members, topology
+from controlplane.compile.public_names import missing
 from controlplane.errors import FieldError, ListenerTaken
 from controlplane.resources.base import Key, Ref, Stored
-from controlplane.resources.claim import Place
+from controlplane.resources.claim import Claim, Place
 from controlplane.resources.envelope import MAX_DETAILS
 from controlplane.resources.registry import refs
 from controlplane.services import public_names
@@ -34,6 +36,8 @@ async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[An
     places = await _places(session, tenant_id, [load_balancer, *([before] if before else [])])
     wanted = claims(load_balancer, places)
     await public_names.check(session, tenant_id, load_balancer, wanted, places)
+    if any(claim.site_id in topology(places).edges for claim in wanted):
+        await _follow_edges(session, tenant_id, places.edges, {load_balancer.uid: before})
     old = claims(before, places) if before else frozenset()
     await store.release(session, tenant_id, [Holding(kind, key, old - wanted)])
     await store.take(session, tenant_id, [Holding(kind, key, wanted)])
@@ -44,7 +48,9 @@ async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[An
 
 async def on_edges(session: AsyncSession, tenant_id: UUID, referrers: Iterable[Referrer]) -> tuple[str, ...]:
     """Kind and key of those load balancers among these that have places on regional edges."""
-    edges = {str(edge.uid) for edge in (await _all_edges(session)).values()}
+    known = await _all_edges(session)
+    await _follow_edges(session, tenant_id, known, {})
+    edges = {str(edge.uid) for edge in known.values()}
     found: list[str] = []
     for kind in KINDS:
         owned = await store.owned(session, tenant_id, kind, [referrer.key for referrer in referrers if referrer.kind == kind])
@@ -72,6 +78,33 @@ async def follow_virtual_site(session: AsyncSession, tenant_id: UUID, key: Key) 
     await _follow(session, tenant_id, _refs("virtual_site", {key}))
 
 
+async def _follow_edges(
+    session: AsyncSession, tenant_id: UUID, edges: Mapping[Key, Stored[Any]], writing: Mapping[UUID, Stored[Any] | None]
+) -> None:
+    """Regional edges are the operator's, whose transactions do not touch other tenants: each follows before it next asks who is on them.
+
+    `writing`: what is being written, as it was before.
+    """
+    if not await store.follows_edges(session, tenant_id, _hash(edges.values())):
+        return
+    virtual = [resource_store.parsed(json) for json in await resource_store.list_page(session, tenant_id, "virtual_site")]
+    among = _intent({}, edges)
+    selecting = [each.key for each in virtual if members(each, among)]
+    targets = [*_refs("site", edges), *_refs("virtual_site", selecting)]
+    found = {stored.uid: stored for target in targets for stored in await _advertised_at(session, tenant_id, *target)}
+    public = await store.public(session, tenant_id)
+    for kind in KINDS:
+        own = await resource_store.find(session, tenant_id, kind, [key for of, key in public if of == kind])
+        found |= {json.uid: resource_store.parsed(json) for json in own}
+    await _claim_anew(session, tenant_id, [old for uid, stored in found.items() if (old := writing.get(uid, stored))])
+
+
+def _hash(edges: Iterable[Stored[Any]]) -> str:
+    """Of all that decides who is advertised on them."""
+    told = sorted((str(edge.uid), edge.metadata.disable, sorted(edge.metadata.labels.items())) for edge in edges)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
 def _refs(kind: str, keys: Iterable[Key]) -> list[tuple[str, Key]]:
     return [(kind, key) for key in keys]
 
@@ -86,13 +119,24 @@ async def _selecting(session: AsyncSession, tenant_id: UUID, sites: Collection[S
 async def _follow(session: AsyncSession, tenant_id: UUID, targets: Iterable[tuple[str, Key]]) -> None:
     """Bring the claims of those that refer to these up to date. The oldest comes first; what has an owner stays with it."""
     found = {stored.uid: stored for target in targets for stored in await _advertised_at(session, tenant_id, *target)}
-    affected = sorted(found.values(), key=lambda stored: (stored.created_revision, stored.key))
+    await _claim_anew(session, tenant_id, found.values())
+
+
+async def _claim_anew(session: AsyncSession, tenant_id: UUID, load_balancers: Iterable[Stored[Any]]) -> None:
+    affected = sorted(load_balancers, key=lambda stored: (stored.created_revision, stored.kind, stored.key))
     places = await _places(session, tenant_id, affected)
-    wanted = [Holding(stored.kind, stored.key, claims(stored, places)) for stored in affected]
+    owned = await public_names.owned(session, tenant_id)
+    wanted = [Holding(stored.kind, stored.key, _admitted(claims(stored, places), topology(places).edges, owned)) for stored in affected]
     had = {kind: await store.owned(session, tenant_id, kind, [holding.key for holding in wanted if holding.kind == kind]) for kind in KINDS}
     left = [Holding(new.kind, new.key, had[new.kind].get(new.key, frozenset()) - new.claims) for new in wanted]
     await store.release(session, tenant_id, left)
     await store.take(session, tenant_id, wanted)
+
+
+def _admitted(wanted: frozenset[Claim], edges: Collection[str], owned: frozenset[str]) -> frozenset[Claim]:
+    """What is not the tenant's to serve in public takes nobody's place there."""
+    public = frozenset(claim for claim in wanted if claim.site_id in edges)
+    return wanted - public if missing(public, owned) else wanted
 
 
 async def _advertised_at(session: AsyncSession, tenant_id: UUID, kind: str, key: Key) -> list[Stored[Any]]:

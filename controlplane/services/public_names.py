@@ -128,6 +128,10 @@ async def withdraw(session: AsyncSession, caller: Caller, name: str, now: dateti
 # What load balancers need
 
 
+async def owned(session: AsyncSession, tenant_id: UUID) -> frozenset[str]:
+    return frozenset(own.name for own in await store.list_own(session, tenant_id))
+
+
 async def check(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[Any], wanted: Collection[Claim], places: Intent) -> None:
     """That a load balancer can be where it asks to be on regional edges. Raises `Invalid` and `Forbidden`."""
     where = topology(places)
@@ -141,8 +145,7 @@ async def check(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[An
     if not public:
         return
     await _check_pools(session, tenant_id, load_balancer)
-    owned = frozenset(own.name for own in await store.list_own(session, tenant_id))
-    if names := missing(public, owned):
+    if names := missing(public, await owned(session, tenant_id)):
         hint = "prove them by DNS at public_names, or ask the operator to grant them"
         details = [
             FieldError("spec.domains" if not name.startswith(":") else "spec", f"{name} does not belong to this tenant") for name in names

@@ -73,6 +73,21 @@ _OWNED = text("""
 """)
 
 
+_ELSEWHERE = text("""
+    SELECT DISTINCT kind, namespace, name FROM listener_claims AS claim
+    WHERE tenant_id = :tenant AND NOT EXISTS (
+        SELECT FROM resources AS site WHERE site.tenant_id = claim.tenant_id AND site.kind = 'site' AND site.uid = claim.site_id
+    )
+""")
+
+_FOLLOW = text("UPDATE tenants SET claimed_edges = :edges WHERE id = :tenant AND claimed_edges <> :edges RETURNING id")
+
+_EVERYWHERE = text("""
+    SELECT kind, namespace, name FROM resources
+    WHERE tenant_id = :tenant AND kind IN ('http_loadbalancer', 'tcp_loadbalancer') AND spec -> 'advertise_on_public_default_vip' <> 'null'
+""")
+
+
 @dataclass(frozen=True)
 class Holding:
     """What a load balancer has, or wants."""
@@ -106,6 +121,17 @@ async def release(session: AsyncSession, tenant_id: UUID, given_up: Sequence[Hol
     if any(holding.claims for holding in given_up):
         await session.execute(_RELEASE, _parameters(tenant_id, given_up))
         await session.execute(_CLOSE, _parameters(tenant_id, given_up))
+
+
+async def follows_edges(session: AsyncSession, tenant_id: UUID, edges: str) -> bool:
+    """Whether the tenant's claims were not brought up to date with these regional edges yet; the caller does, in this transaction."""
+    return (await session.execute(_FOLLOW, {"tenant": tenant_id, "edges": edges})).first() is not None
+
+
+async def public(session: AsyncSession, tenant_id: UUID) -> frozenset[tuple[str, Key]]:
+    """Kind and key of the load balancers that are advertised on all regional edges, or have claims at sites of somebody else."""
+    rows = [row for query in (_ELSEWHERE, _EVERYWHERE) for row in await session.execute(query, {"tenant": tenant_id})]
+    return frozenset((row.kind, Key(row.namespace, row.name)) for row in rows)
 
 
 async def release_site(session: AsyncSession, tenant_id: UUID, site_id: UUID) -> None:

@@ -72,6 +72,8 @@ class TenantRow(Base):
     """That at which the anchors of its sites, or what they revoke, last changed."""
     revocations: Mapped[int] = mapped_column(server_default=text("0"))
     """How often a node was revoked: gateways let go of their connections when it rises."""
+    claimed_edges: Mapped[str] = mapped_column(server_default="")
+    """Hash of the regional edges with which the tenant's claims were last brought up to date."""
     created_at: Mapped[datetime]
 
 

@@ -20,6 +20,7 @@ CREATE TABLE tenants (
     revision bigint NOT NULL DEFAULT 0,
     anchors_revision bigint NOT NULL DEFAULT 0,
     revocations bigint NOT NULL DEFAULT 0,
+    claimed_edges text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL
 );
 
