@@ -9,8 +9,8 @@ import psycopg
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from controlplane.services.bell import Bell
 from controlplane.services.delivery import Delivery
-from controlplane.services.status import Bell
 from controlplane.store.session import INTENT_CHANNEL, STATUS_CHANNEL, Database
 
 log = structlog.get_logger()

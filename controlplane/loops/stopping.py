@@ -2,8 +2,8 @@
 
 import asyncio
 
+from controlplane.services.bell import Bell
 from controlplane.services.delivery import Delivery
-from controlplane.services.status import Bell
 
 
 async def release(delivery: Delivery, bell: Bell, stopping: asyncio.Event) -> None:

@@ -15,7 +15,8 @@ from agent.protocol.enrolment import PROOF_LIFE_S, Proof
 from controlplane import pki
 from controlplane.auth import proof_node, refused_proof, verify_proof
 from controlplane.errors import NotFound, Unauthenticated
-from controlplane.services.delivery import Delivery, TenantCache
+from controlplane.services.caches import TenantCache
+from controlplane.services.delivery import Delivery
 from controlplane.store import nodes as store
 from controlplane.store.nodes import Node
 from controlplane.store.session import Database

@@ -6,14 +6,12 @@ What cannot be read or compiled changes nothing: the last good snapshot stays in
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -25,9 +23,11 @@ from controlplane.auth import refused_proof
 from controlplane.compile.edge import Share, compile_edge, tenant_of
 from controlplane.compile.intent import Tenant
 from controlplane.compile.site import compile_site
-from controlplane.compile.snapshot import CompiledItem, Snapshot
+from controlplane.compile.snapshot import Snapshot
 from controlplane.errors import NotFound, TooManyRequests, Unavailable
+from controlplane.services.answers import ANSWER_BYTES, answer, fitting, named
 from controlplane.services.authorities import Fabric
+from controlplane.services.caches import OnEdges, Published, TenantCache
 from controlplane.services.shares import Shares
 from controlplane.services.view import Edges, View, advance, beside, beside_concerned, concerned, first_view
 from controlplane.store import changes as store
@@ -37,106 +37,12 @@ from controlplane.store.session import Database
 log = structlog.get_logger()
 
 LONGEST_WAIT_S = 55.0
-ANSWER_BYTES = 4 << 20
-"""An answer with items is cut short there."""
-BROUGHT_BYTES = 64 << 10
-"""So much of the items that a small change needs comes with the manifest."""
 RELOADED_AFTER_S = 1800.0
 """A cache that could not catch up for so long reads everything anew: tombstones are not kept for ever."""
 IDLE_S = 900.0
 """A tenant that nobody asked for so long is dropped from memory."""
 
-K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-Digest = Mapping[tuple[ItemKind, str], str]
-"""(kind, key) → hash: what a manifest says."""
-
-
-class Recent(Generic[K, V]):
-    """The latest values whose weights sum up to no more than `capacity`."""
-
-    def __init__(self, capacity: int, weight: Callable[[V], int]) -> None:
-        self._capacity = capacity
-        self._weight = weight
-        self._held = 0
-        self._values: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        if key in self._values:
-            self._values.move_to_end(key)
-        return self._values.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        if key in self._values:
-            self._values.move_to_end(key)
-            return
-        self._values[key] = value
-        self._held += self._weight(value)
-        while self._held > self._capacity:
-            self._held -= self._weight(self._values.popitem(last=False)[1])
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a site should have."""
-
-    snapshot: Snapshot
-    held_until: int | None = None
-    """None: it holds at the view's revision. Otherwise a newer one could not be compiled, and it is known to hold only up to this revision."""
-
-    @property
-    def hash(self) -> str:
-        return self.snapshot.manifest.hash
-
-
-@dataclass(eq=False)
-class TenantCache:
-    """One tenant in this replica. All of it is touched by the event loop only."""
-
-    id: UUID
-    view: View
-    used_at: float
-    caught_up_at: float
-    failing: bool = False
-    """Whether the last look failed; said once, not at every attempt."""
-    published: dict[str, Published] = field(default_factory=dict)
-    stale: set[str] = field(default_factory=set)
-    """Sites whose snapshot is to be compiled before it is used again."""
-    compiling: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    waiting: dict[str, dict[UUID, asyncio.Future[bool]]] = field(default_factory=dict)
-    """By site and node; the result says whether to look again."""
-    to_wake: set[str] = field(default_factory=set)
-    waker: asyncio.Task[None] | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while catching up."""
-    next_look: asyncio.Task[None] | None = None
-    """Catches up, and has not begun to read: whoever wants to see the latest may share it."""
-    digests: Recent[str, Digest] = field(default_factory=lambda: Recent(200_000, len))
-    items: Recent[str, CompiledItem] = field(default_factory=lambda: Recent(32 << 20, lambda item: len(item.body)))
-
-
-@dataclass(frozen=True)
-class OnEdges:
-    """One tenant's part of what regional edges should have."""
-
-    tenant_id: UUID
-    revision: int
-    """Of the tenant, up to which it is compiled."""
-    operator: TenantCache
-    published: Mapping[str, Published]
-    """By id of the edge."""
-
-    def is_told(self, site_id: str, applied_hash: str | None) -> bool:
-        """Whether the manifest of that hash has the tenant's part as it should be, whatever it has of others."""
-        current = self.published[site_id]
-        if applied_hash == current.hash:
-            return True
-        digest = self.operator.digests.get(applied_hash) if applied_hash else None
-        return digest is not None and self._own(digest) == self._own({key: item.hash for key, item in current.snapshot.items.items()})
-
-    def _own(self, digest: Digest) -> Digest:
-        """Without the relay, which changes with every site, and is no object's."""
-        return {key: hash for key, hash in digest.items() if key[0] != ItemKind.RELAY and tenant_of(key[1]) == str(self.tenant_id)}
 
 
 class Delivery:
@@ -171,7 +77,7 @@ class Delivery:
             if cache.view.fleet.nodes[node_id].revoked_at:
                 raise refused_proof("Revoked", "this node was revoked")
             published = await self.published(cache, site_id)
-        return _answer(cache, published, known)
+        return answer(cache, published, known)
 
     async def items(self, tenant_id: UUID, site_id: str, hashes: Sequence[str]) -> tuple[ItemBody, ...]:
         """In the order asked, as many as fit in one answer; those that the site does not need any more may be missing."""
@@ -181,7 +87,7 @@ class Delivery:
         published = await self.published(cache, site_id)
         current = {item.hash: item for item in published.snapshot.items.values()}
         found = (cache.items.get(hash) or current.get(hash) for hash in hashes)
-        return _fitting((item for item in found if item is not None), ANSWER_BYTES)
+        return fitting((item for item in found if item is not None), ANSWER_BYTES)
 
     async def secret_owners(self, tenant_id: UUID, site_id: str, refs: Sequence[str]) -> dict[str, UUID]:
         """Those of these references that the site's items name, and whose secrets they are: on a regional edge, those of many tenants."""
@@ -193,10 +99,10 @@ class Delivery:
         return allowed
 
     async def _secret_owners(self, cache: TenantCache, site_id: str, refs: Sequence[str]) -> dict[str, UUID]:
-        named = _named((await self.published(cache, site_id)).snapshot, refs)
+        found = named((await self.published(cache, site_id)).snapshot, refs)
         if not cache.view.sites[site_id].spec.is_edge:
-            return dict.fromkeys(named, cache.id)
-        return {ref: UUID(tenant_of(key)) for ref, key in named.items()}
+            return dict.fromkeys(found, cache.id)
+        return {ref: UUID(tenant_of(key)) for ref, key in found.items()}
 
     async def _changed(self, cache: TenantCache, site_id: str, node_id: UUID, deadline: float) -> bool:
         """Wait until the site's manifest may be another one; False when the time is up, or when the node asks anew elsewhere."""
@@ -324,7 +230,7 @@ class Delivery:
 
     # Regional edges, which are the same for every tenant
 
-    async def on_edges(self, tenant_id: UUID, revision: int) -> "OnEdges | None":
+    async def on_edges(self, tenant_id: UUID, revision: int) -> OnEdges | None:
         """What edges should have of a tenant, looked at no earlier than that revision. None if there are none."""
         if self._edges.operator_id is None:
             return None
@@ -442,40 +348,6 @@ def _compile(site_id: str, view: View, shares: Iterable[Share]) -> Snapshot:
         snapshot = compile_site(site_id, view.intent, view.observations)
     snapshot.manifest.hash  # noqa: B018  # computed here rather than on the event loop
     return snapshot
-
-
-def _answer(cache: TenantCache, published: Published, known: str | None) -> ManifestAnswer:
-    revision = cache.view.revision if published.held_until is None else published.held_until
-    if published.hash == known:
-        return ManifestAnswer(hash=known, revision=revision, since=known)
-    old = cache.digests.get(known) if known else None
-    if old is None:
-        return ManifestAnswer(hash=published.hash, revision=revision, entries=published.snapshot.manifest.entries)
-    new = published.snapshot.items
-    differing = [item for key, item in new.items() if old.get(key) != item.hash]
-    changed = tuple(item.entry for item in differing)
-    removed = tuple(sorted(old.keys() - new.keys()))
-    brought = _fitting(differing, BROUGHT_BYTES)
-    return ManifestAnswer(hash=published.hash, revision=revision, since=known, entries=changed, removed=removed, items=brought)
-
-
-def _named(snapshot: Snapshot, refs: Sequence[str]) -> dict[str, str]:
-    """With the key of an item that names it."""
-    naming = [item for item in snapshot.items.values() if b'"secret:' in item.body]
-    found = ((ref, next((item.key for item in naming if f'"{ref}"'.encode() in item.body), None)) for ref in refs)
-    return {ref: key for ref, key in found if key is not None}
-
-
-def _fitting(items: Iterable[CompiledItem], most: int) -> tuple[ItemBody, ...]:
-    """The first ones that fit in so many bytes, at least one."""
-    bodies: list[ItemBody] = []
-    size = 0
-    for item in items:
-        size += len(item.body)
-        if bodies and size > most:
-            break
-        bodies.append(ItemBody.model_construct(hash=item.hash, kind=item.kind, body=item.body.decode()))
-    return tuple(bodies)
 
 
 def _answer_with(woken: asyncio.Future[bool] | None, *, look: bool) -> None:

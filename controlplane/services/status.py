@@ -8,22 +8,22 @@ from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
-from agent.protocol.items import ItemKind, Listener, Publish
 from controlplane.compile.concern import concerned_sites
-from controlplane.compile.intent import Intent
 from controlplane.compile.members import topology
-from controlplane.compile.references import referrers
 from controlplane.compile.site import conditions
-from controlplane.compile.snapshot import CompiledItem, Condition
+from controlplane.compile.snapshot import Condition
 from controlplane.errors import FieldError, Invalid, NotFound
 from controlplane.resources.base import Key, Stored
 from controlplane.resources.registry import refs
-from controlplane.services.delivery import Delivery, Published, TenantCache
+from controlplane.services.bell import Bell
+from controlplane.services.caches import TenantCache
+from controlplane.services.delivery import Delivery
 from controlplane.services.discovered import IN_CLUSTER
 from controlplane.services.heartbeats import Heartbeats, alarms, is_fresh
 from controlplane.services.leases import Leases
 from controlplane.services.meshes import Membership, membership
 from controlplane.services.view import View
+from controlplane.services.wanted import Wanted, carriers
 from controlplane.store import edges as edge_store
 from controlplane.store import nodes, observations
 from controlplane.store.nodes import Node, NodeStatus
@@ -34,42 +34,8 @@ State = Literal["Applied", "Pending", "Rejected", "Conflicted", "Offline", "NoNo
 FINAL = ("Rejected", "Conflicted")
 """Time alone does not change these."""
 
-ITEMS_OF = {
-    "http_loadbalancer": (ItemKind.HTTP_LOADBALANCER,),
-    "tcp_loadbalancer": (ItemKind.TCP_LOADBALANCER,),
-    "origin_pool": (ItemKind.ORIGIN_POOL, ItemKind.EXPORT),
-    "service_policy": (ItemKind.POLICY,),
-    "discovery": (ItemKind.DISCOVERY,),
-    "site": (ItemKind.SITE, ItemKind.PEER),
-}
-"""Items that carry an object's key, or a site's id."""
-Carrier = tuple[ItemKind, str]
-"""Kind and key of an item."""
 _LOOK_EVERY_S = 1.0
 """While waiting: leases run out without anybody saying so, and a notification may get lost."""
-
-
-class Bell:
-    """Rings when nodes of a tenant said something new."""
-
-    def __init__(self) -> None:
-        self._next: dict[UUID, asyncio.Event] = {}
-        self.silenced = False
-        """Nobody should wait any more."""
-
-    def silence(self) -> None:
-        """Wake everybody, for the last time."""
-        self.silenced = True
-        for tenant_id in list(self._next):
-            self.ring(tenant_id)
-
-    def ring(self, tenant_id: UUID) -> None:
-        if event := self._next.pop(tenant_id, None):
-            event.set()
-
-    def next(self, tenant_id: UUID) -> asyncio.Event:
-        """Set at the next ring; taken before one looks, nothing is missed."""
-        return self._next.setdefault(tenant_id, asyncio.Event())
 
 
 @dataclass(frozen=True)
@@ -211,62 +177,6 @@ class Observer:
             state, reason = _state(said, wanted)
             reports.append(SiteReport(view.sites[site_id], state, reason, ()))
         return reports
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What one site should have in force."""
-
-    carriers: frozenset[Carrier]
-    revision: int
-    published: Published
-    lost_to: str = ""
-    """Why the object does not hold at the site, if another one has what it asks for there."""
-    is_told: Callable[[str | None], bool] | None = None
-    """On a regional edge: whether the manifest of a hash says of the tenant what it should."""
-
-    @property
-    def compiled(self) -> bool:
-        """Whether there is a snapshot of that revision at all."""
-        return self.published.held_until is None or self.published.held_until >= self.revision
-
-    def in_force(self, status: NodeStatus) -> bool:
-        """By the last ACK: of a snapshot at that revision or later, or of one that is the same at that revision."""
-        if self.is_told:
-            return self.compiled and status.proxy == "live" and self.is_told(status.applied_hash)
-        acked = status.applied_revision >= self.revision or (self.compiled and status.applied_hash == self.published.hash)
-        return acked and status.applied_hash is not None and status.proxy == "live"
-
-    def rejections(self, status: NodeStatus) -> Iterator[Mapping[str, Any]]:
-        """Of the items that carry the object, as they are now."""
-        items = self.published.snapshot.items
-        for rejection in status.rejected:
-            item = items.get((rejection["kind"], rejection["key"]))
-            if item and item.hash == rejection["hash"] and self._is_carried_by(item):
-                yield rejection
-
-    def _is_carried_by(self, item: CompiledItem) -> bool:
-        """A load balancer by the listeners that it shares, and the Services that lead to it, too."""
-        if item.kind is ItemKind.PUBLISH:
-            service = Publish.read(item.body)
-            kind = ItemKind.TCP_LOADBALANCER if service.protocol == "tcp" else ItemKind.HTTP_LOADBALANCER
-            return (kind, service.load_balancer) in self.carriers
-        if item.kind is not ItemKind.LISTENER:
-            return (item.kind, item.key) in self.carriers
-        listener = Listener.read(item.body)
-        kind = ItemKind.TCP_LOADBALANCER if listener.protocol == "tcp" else ItemKind.HTTP_LOADBALANCER
-        return any((kind, load_balancer) in self.carriers for load_balancer in listener.load_balancers)
-
-
-def carriers(stored: Stored[Any], intent: Intent) -> frozenset[Carrier]:
-    """Items that bring the object to a site. What has none of its own is carried by whatever refers to it."""
-    if kinds := ITEMS_OF.get(stored.kind):
-        key = str(stored.uid if stored.kind == "site" else stored.key)
-        return frozenset((kind, key) for kind in kinds)
-    if stored.kind == "site_mesh_group":
-        return frozenset((ItemKind.PEER, site_id) for site_id in concerned_sites(stored.kind, stored.key, intent))
-    by = referrers(intent).get((stored.kind, stored.key), ())
-    return frozenset[Carrier]().union(*(carriers(referrer, intent) for referrer in by))
 
 
 def _shared_edges(stored: Stored[Any], view: View) -> frozenset[str]:

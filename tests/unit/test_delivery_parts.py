@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from controlplane.services.delivery import Recent
+from controlplane.services.caches import Recent
 from controlplane.services.heartbeats import is_fresh, lease, pace_s
 from controlplane.services.topology import together
 from controlplane.store.nodes import NodeStatus
