@@ -203,11 +203,13 @@ async def test_nodes_of_a_site_share_a_service_and_the_leader_clears_up_behind_t
         await until_names(api, "Lease", "isthmus-n1", "isthmus-s1")
 
 
-async def test_another_node_takes_over_from_a_leader_that_is_gone(api: Client, config: Path) -> None:
+@pytest.mark.parametrize("gracefully", [True, False])
+async def test_another_node_takes_over_from_a_leader_that_is_gone(api: Client, config: Path, gracefully: bool) -> None:
     async with Node(config, "n2", "10.9.0.2").running() as second:
         async with Node(config).running() as first:
             await until_addresses(api, "10.9.0.1:80", "10.9.0.2:80")
-            await first.publishing.withdraw()
+            if gracefully:
+                await first.publishing.withdraw()
         await until_addresses(api, "10.9.0.2:80")
         second.wants(AgentSnapshot())
         await until_names(api, "Service")
