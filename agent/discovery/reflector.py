@@ -202,9 +202,12 @@ class Reflector(Generic[V]):
 
     @asynccontextmanager
     async def _opened(self, **query: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The lines of a watch."""
+        """The lines of a watch. Who may not watch may still list, which decides what is forbidden."""
         bounds = {"allowWatchBookmarks": "true", "timeoutSeconds": str(random.randint(*WATCH_S))}
-        response = await self._ask(watch=True, **query, **bounds)
+        try:
+            response = await self._ask(watch=True, **query, **bounds)
+        except ReadForbidden as error:
+            raise NotOffered(str(error)) from None
         try:
             async with aclosing(_lines(response)) as lines:
                 yield lines

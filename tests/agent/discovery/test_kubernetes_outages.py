@@ -13,6 +13,8 @@ from agent.discovery.kubernetes import WatchedCluster
 from agent.protocol.items import NamespaceMapping
 from lab.kubernetes import objects
 from lab.kubernetes.client import Client, connect
+from lab.kubernetes.refusal import forbidden
+from lab.kubernetes.resource import Resource
 from lab.kubernetes.running import Emulator, running
 from lab.kubernetes.server import ApiServer
 from lab.kubernetes.tls import Authority
@@ -86,6 +88,22 @@ async def test_a_watch_that_never_says_where_everything_ends_is_not_waited_for(
     async with watching(emulator.kubeconfig) as watcher:
         await watcher.until_connected()
         assert watcher.endpoints("cart.shop") == ["10.1.0.1:8080"]
+
+
+async def test_who_may_list_but_not_watch_lists_again_and_again(server: ApiServer, emulator: Emulator, api: Client) -> None:
+    allowed = server.access.authorise
+
+    def authorise(verb: str, resource: Resource, namespace: str) -> None:
+        if verb == "watch":
+            raise forbidden("no watches")
+        allowed(verb, resource, namespace)
+
+    server.access.authorise = authorise  # type: ignore[method-assign]  # roles are about verbs too, rules of the emulator are not
+    async with watching(emulator.kubeconfig) as watcher:
+        await watcher.until(lambda cluster: cluster.table is not None and "no watches" in cluster.reason)
+        assert not watcher.cluster.connected
+        await api.set_endpoints("cart", "shop", ["10.1.0.2"])
+        await watcher.until_endpoints("cart.shop", "10.1.0.2:8080")
 
 
 async def test_only_mapped_namespaces_are_discovered(emulator: Emulator, api: Client) -> None:
