@@ -37,6 +37,8 @@ class _Pass:
     cluster: Cluster
     who: Publisher
     wanted: tuple[Publication, ...]
+    namespaces: frozenset[str]
+    """Where something is wanted, or was."""
     services: dict[Place, Service] = field(default_factory=dict)
     slices: list[EndpointSlice] = field(default_factory=list)
     refused: dict[Place, str] = field(default_factory=dict)
@@ -44,13 +46,13 @@ class _Pass:
     """Whether somebody else wrote at the same time: look again soon."""
 
     async def read(self) -> None:
-        """What is ours; where not all namespaces may be read, those that are wanted."""
+        """What is ours; where not all namespaces may be read, those where there is a reason to."""
         try:
             await self._read(ALL_NS)
         except ObjectRefused as refusal:
             if refusal.status != FORBIDDEN:
                 raise
-            for namespace in sorted({each.namespace for each in self.wanted}):
+            for namespace in sorted(self.namespaces):
                 with self._of(each.place for each in self.wanted if each.namespace == namespace):
                     await self._read(namespace)
 
@@ -117,6 +119,7 @@ class Publishing:
     _refused: Mapping[ItemId, str] = field(default_factory=dict, init=False)
     _in_place: frozenset[ItemId] = field(default_factory=frozenset, init=False)
     _seen: tuple[Publication, ...] | None = field(default=None, init=False)
+    _namespaces: frozenset[str] = field(default_factory=frozenset, init=False)
 
     def __post_init__(self) -> None:
         self._leases = Leases(self.who)
@@ -164,7 +167,7 @@ class Publishing:
             async with asyncio.timeout(_WITHDRAW_S):
                 access = self.cluster()
                 async with access.connect() as client:
-                    look = _Pass(Cluster(client), self.who, self._seen or ())
+                    look = _Pass(Cluster(client), self.who, (), self._namespaces)
                     await look.read()
                     await look.make(slices((), look.services, look.slices, self.who, None))
                     await self._leases.release(look.cluster, _home(access))
@@ -172,7 +175,8 @@ class Publishing:
     async def _pass(self, access: ClusterAccess, wanted: tuple[Publication, ...]) -> bool:
         """Whether the next one should follow soon, because somebody else wrote at the same time."""
         async with access.connect() as client:
-            look = _Pass(Cluster(client), self.who, wanted)
+            self._namespaces |= {each.namespace for each in wanted}
+            look = _Pass(Cluster(client), self.who, wanted, self._namespaces)
             await look.read()
             if wanted or look.services or look.slices:
                 await self._keep(look, _home(access))

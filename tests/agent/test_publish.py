@@ -237,6 +237,19 @@ async def test_what_is_forbidden_is_said_of_the_namespace_alone(api: Client, con
         await until_addresses(api, "10.9.0.1:80")
 
 
+async def test_what_may_be_written_in_one_namespace_alone_goes_from_there_too(api: Client, config: Path) -> None:
+    await api.create(objects.namespace("other"))
+    await api.fault("rules", forbidden=["*@other"])
+    async with Node(config).running() as node:
+        await until_addresses(api, "10.9.0.1:80")
+        node.wants(AgentSnapshot())
+
+        async def gone() -> bool:
+            return not (await api.list("Service", "shop"))["items"] + (await api.list("EndpointSlice", "shop"))["items"]
+
+        await until(gone, "everything to be gone")
+
+
 async def until_names_in(api: Client, namespace: str) -> None:
     async def there() -> bool:
         return bool((await api.list("EndpointSlice", namespace))["items"])
@@ -266,11 +279,21 @@ async def test_switched_off_it_says_so() -> None:
     assert "AGENT_PUBLISH" in off.refused(published())[BACKEND]
 
 
+async def until_next_pass(api: Client) -> None:
+    before = await api.get("Lease", "isthmus-s1", "default")
+
+    async def begun() -> bool:
+        return await api.get("Lease", "isthmus-s1", "default") != before
+
+    await until(begun, "the next pass, after which the last one has been taken in")
+
+
 async def test_it_goes_on_after_the_api_was_away(tmp_path: Path) -> None:
     async with running(tmp_path) as emulator, connect(emulator.kubeconfig) as api:
         await api.create(objects.namespace("shop"))
         async with Node(emulator.kubeconfig).running() as node:
             await until_addresses(api, "10.9.0.1:80")
+            await until_next_pass(api)
             await emulator.kill()
             node.wants(AgentSnapshot.of([*published().items.values(), *published("shop/late").items.values()]))
             await until(lambda: _says(node, "shop/late", "the cluster's API"), "the outage to be said")
