@@ -237,6 +237,15 @@ async def test_what_is_forbidden_is_said_of_the_namespace_alone(api: Client, con
         await until_addresses(api, "10.9.0.1:80")
 
 
+async def test_without_a_right_to_leases_nothing_is_written(api: Client, config: Path) -> None:
+    await api.fault("rules", forbidden=["leases@default"])
+    async with Node(config).running() as node:
+        await until_refused(node, "leases is forbidden")
+        assert await names(api, "Service") == []
+        await api.fault("rules", forbidden=[])
+        await until_addresses(api, "10.9.0.1:80")
+
+
 async def test_what_may_be_written_in_one_namespace_alone_goes_from_there_too(api: Client, config: Path) -> None:
     await api.create(objects.namespace("other"))
     await api.fault("rules", forbidden=["*@other"])
