@@ -212,6 +212,7 @@ async def test_an_edge_relays_for_every_tenant_with_live_sites_and_follows_them(
         assert berlin.credentials
         assert oslo.credentials
         tenants = {made.credentials.tenant_id: made.credentials for made in (berlin, oslo) if made.credentials}
+        await app.state.services.delivery.compare()
         relays = await items_of(edge_node, ItemKind.RELAY)
         for tenant_id, credentials in tenants.items():
             assert relays[tenant_id]["sites"] == [credentials.site_id]
