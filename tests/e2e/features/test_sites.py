@@ -330,12 +330,12 @@ async def test_no_connection_is_lost_when_load_balancers_come_and_go(sites: TwoS
         kept.append(KeptAlive(*await asyncio.open_connection(sock=dialled, ssl=context, server_hostname=sealed), sealed))
     async with steady(kept):
         await sites.load_balancer("beside", "far", port=port)
-        await sites.load_balancer("elsewhere", "far", port=port + 2)
+        await sites.load_balancer("another-port", "far", port=port + 2)
         await sites.load_balancer("beside-tls", "far", **tls("beside-tls.test"))
         await sites.make("tcp_loadbalancer", "bytes", tcp_loadbalancer(["far"], ["a"], port + 3))
         spec = (await sites.fabric.api.get("http_loadbalancer", "kept"))["spec"]
         await sites.change("http_loadbalancer", "kept", {**spec, "domains": [plain, "another.test"], "default_route_pools": to("far")})
-        for kind, name in (("http_loadbalancer", "beside"), ("http_loadbalancer", "elsewhere"), ("tcp_loadbalancer", "bytes")):
+        for kind, name in (("http_loadbalancer", "beside"), ("http_loadbalancer", "another-port"), ("tcp_loadbalancer", "bytes")):
             await sites.fabric.api.delete(kind, name)
         assert (await sites.call("another.test", port=port)).status_code == 200
 
