@@ -305,12 +305,15 @@ async def steady(kept: Sequence[KeptAlive]) -> AsyncIterator[None]:
         for _ in range(5):
             await each.ask()
 
-    tasks = [asyncio.create_task(load(each)) for each in kept]
-    yield
-    over.set()
-    await asyncio.gather(*tasks)
-    for each in kept:
-        each.writer.close()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in kept:
+                group.create_task(load(each))
+            yield
+            over.set()
+    finally:
+        for each in kept:
+            each.writer.close()
 
 
 async def test_no_connection_is_lost_when_load_balancers_come_and_go(sites: TwoSites) -> None:
