@@ -13,7 +13,7 @@ from agent.proxy import find_envoy
 from bench import haproxy
 from bench.propagation import Say
 from bench.results import Section, median
-from lab.cluster import NAMESPACE
+from lab.api import NAMESPACE
 from lab.fabric import MESH, Fabric
 from lab.process import environment
 from lab.site import Site
