@@ -22,7 +22,7 @@ from bench.results import machine
 from bench.scenes import SCENES, Say, Scene
 from lab import faults
 from lab.api import Refused
-from lab.process import ProcessFailed
+from lab.process import ProcessFailed, leaves
 
 FILE = Path(__file__).parent / "FAILOVER.md"
 OPEN_FILES = 16_384
@@ -82,7 +82,7 @@ async def _run(rows: Sequence[Row], *, quick: bool, say: Say, keep: Callable[[Ma
                     found[row.name] = await _measured(row, scene, quick=quick, say=say)
                     keep(found)
         except* _FAILURES as failures:
-            reason = "; ".join(f"{type(failure).__name__}: {failure}" for failure in _leaves(failures))
+            reason = "; ".join(f"{type(failure).__name__}: {failure}" for failure in leaves(failures))
             say(f"[red]{name} broke: {reason}[/]")
             found |= {row.name: reason.split("\n", 1)[0] for row in inside if row.name not in found}
             keep(found)
@@ -163,12 +163,6 @@ _QUICK = "This was the quick form: faults that should last ten minutes lasted tw
 
 def _seconds(value: float | None) -> str:
     return "not while it lasted" if value is None else f"{value:.2f} s"
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
 
 
 if __name__ == "__main__":

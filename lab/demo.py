@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lab.api import Refused
 from lab.fabric import Fabric
-from lab.process import ProcessFailed, environment
+from lab.process import ProcessFailed, environment, leaves
 from lab.site import Site
 from lab.traffic import Traffic
 from lab.wait import until
@@ -37,7 +37,7 @@ def main(*, check: bool = typer.Option(False, "--check", help="Verify and stop, 
     except asyncio.CancelledError:  # by a signal
         sys.exit(130 if check else 0)
     except BaseExceptionGroup as failures:
-        _fail(_leaves(failures))
+        _fail(leaves(failures))
     except (ProcessFailed, DemoFailed, Refused, TimeoutError, httpx.HTTPError) as failure:
         _fail([failure])
 
@@ -288,12 +288,6 @@ def _fail(failures: list[BaseException]) -> NoReturn:
     for failure in failures:
         console.print(f"[red]The demo failed:[/] {type(failure).__name__}: {failure}")
     sys.exit(1)
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
 
 
 if __name__ == "__main__":

@@ -150,3 +150,10 @@ def _marked() -> Iterator[tuple[int, str]]:
                 for variable in (entry / "environ").read_bytes().split(b"\0"):
                     if variable.startswith(start):
                         yield int(entry.name), variable.removeprefix(start).decode()
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """What went wrong, without the groups that it came in."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
