@@ -12,6 +12,8 @@ from agent.protocol.items import Gateway
 from agent.settings import NOWHERE, Settings, host_and_port
 
 _AGAIN_S = 60.0
+_SOON_S = 1.0
+"""While none is known."""
 _ANY = ("0.0.0.0", "::")  # noqa: S104  # to recognise them
 
 
@@ -34,7 +36,7 @@ class Advertiser:
                 self.changed()
             except Unreachable as error:
                 log.debug("no gateway to advertise", reason=str(error))
-            await asyncio.sleep(1.0 if self.gateways is None else _AGAIN_S)
+            await asyncio.sleep(_SOON_S if self.gateways is None else _AGAIN_S)
 
     async def _found(self) -> tuple[Gateway, ...]:
         if self.settings.advertised_gateway == NOWHERE:
