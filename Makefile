@@ -16,8 +16,8 @@ demo: $(INSTALLED) packages ## Two clusters, one application: starts in the fore
 demo-check: $(INSTALLED) packages ## The demo, verified and stopped; the exit status says it all
 	@$(BIN)/python -m lab.demo --check $(ARGS)
 
-test: $(INSTALLED) packages ## The whole suite, in two streams; ARGS go to pytest: make test ARGS='-k wire'
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+test: $(INSTALLED) packages ## The whole suite, in three streams; ARGS go to pytest: make test ARGS='-k wire'
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
 check: gates ## Format, lint, types, imports, drift, and all tests but the end-to-end ones
 	$(BIN)/python -m pytest -q --ignore=tests/e2e $(ARGS)

@@ -2,23 +2,32 @@
 
 import asyncio
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.golden_files import Golden
 
+settings.register_profile("untimed", settings.default, deadline=None)  # others may have the processor
+settings.load_profile("untimed")
 
-class TwoStreams(LoadScopeScheduling):  # type: ignore[misc]  # without types
-    """With `-n 2` one worker runs what is end to end, which mostly waits, and the other one all else. Two fabrics at once would be too much."""
+
+class Streams(LoadScopeScheduling):  # type: ignore[misc]  # without types
+    """With `-n 3` two workers run what is end to end, which mostly waits, and one all else. More fabrics at once would be too much."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "end to end" if nodeid.startswith("tests/e2e/") else "all else"
+        if not nodeid.startswith("tests/e2e/"):
+            return "all else"
+        shares_a_fabric = nodeid.startswith("tests/e2e/features/")
+        scope = "features" if shares_a_fabric else nodeid.partition("::")[0]
+        return f"end to end {crc32(scope.encode()) % 2}"
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoStreams:
-    return TwoStreams(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Streams:
+    return Streams(config, log)
 
 
 def pytest_configure() -> None:

@@ -97,6 +97,14 @@ class Relayed:
         assert (await self.call(method="POST", content=PAYLOAD)).status_code == 200
         return {name for name, seen in recorded.items() if len(seen) > len(PAYLOAD)}
 
+    async def settles(self, name: str) -> None:
+        """Until requests go through that forwarder."""
+
+        async def does() -> bool:
+            return await self.used() == {name}
+
+        await until(does, f"requests to go through {name}")
+
     async def uses(self, name: str, **usable: bool) -> None:
         """Let `a` choose among these paths, until requests go through that forwarder."""
 

@@ -38,7 +38,7 @@ async def test_requests_move_to_the_path_that_is_to_be_used_and_none_is_lost(wor
     await world.paths(**{other: other == path for other in ("direct", "e", "f")})
     happened.set()
     assert set(await running) == {"served"}
-    assert await world.used() == {"b" if path == "direct" else path}
+    await world.settles("b" if path == "direct" else path)
     await world.paths()
 
 
@@ -98,7 +98,7 @@ async def test_when_the_direct_path_fails_requests_go_through_an_edge_and_none_i
     happened.set()
     try:
         assert set(await running) == {"served"}
-        assert await world.used() == {"e"}
+        await world.settles("e")
     finally:
         world.taps[world.b].mend()
     await world.leads("direct")
@@ -113,7 +113,7 @@ async def test_when_an_edge_fails_requests_go_through_the_second_and_none_is_los
     happened.set()
     try:
         assert set(await running) == {"served"}
-        assert await world.used() == {"f"}
+        await world.settles("f")
     finally:
         world.taps[world.e].mend()
     await world.leads(world.e.site_id)
@@ -123,18 +123,14 @@ async def test_when_an_edge_fails_requests_go_through_the_second_and_none_is_los
 async def test_an_edge_that_drains_is_left_at_once_and_costs_no_request(world: Relayed) -> None:
     world.a.knows(world.peer(world.b, direct=False))
     await world.a.apply()
-
-    async def through(edge: str) -> bool:
-        return await world.used() == {edge}
-
-    await until(lambda: through("e"), "requests to go through e")
+    await world.settles("e")
     happened = asyncio.Event()
     running = asyncio.create_task(_steadily(world, happened, 10))
     world.a.knows(world.edge(world.e, draining=True))
     await world.a.apply()
     happened.set()
     assert set(await running) == {"served"}
-    assert await world.used() == {"f"}
+    await world.settles("f")
     world.a.knows(world.edge(world.e), world.peer(world.b))
     await world.a.apply()
 

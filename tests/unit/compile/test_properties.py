@@ -21,7 +21,7 @@ from tests.unit.compile.tenants import EDGES, SITES, changed_tenants, tenants
 
 SITE_IDS = tuple(id_of(name) for name in SITES)
 EDGE_IDS = tuple(id_of(name) for name in EDGES)
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def compiled(intent: Intent) -> dict[str, Snapshot]:

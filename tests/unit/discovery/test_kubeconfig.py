@@ -93,7 +93,7 @@ def test_what_is_no_kubeconfig_is_refused(data: bytes) -> None:
         from_kubeconfig(data)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.text(max_size=3), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(WORDS), inner)

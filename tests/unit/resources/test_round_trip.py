@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.errors import Invalid
@@ -129,7 +129,6 @@ STRATEGIES = {"http_loadbalancer": http_loadbalancers, "origin_pool": origin_poo
 specs = st.one_of(*(st.tuples(st.just(kind), strategy) for kind, strategy in STRATEGIES.items()))
 
 
-@settings(deadline=None)  # other tests may have the processor
 @given(specs)
 def test_what_is_accepted_reads_back_and_can_be_sent_again(kind_and_spec: tuple[str, dict[str, Any]]) -> None:
     kind, sent = kind_and_spec
@@ -154,7 +153,6 @@ def refused_fields(kind: str, spec: Any) -> list[str] | None:
     return None
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(SMALLEST)), st.data())
 def test_any_json_is_accepted_or_refused_and_never_a_crash(kind: str, data: st.DataObject) -> None:
     members = st.sampled_from(sorted(KINDS[kind].type.model_fields) or ["spec"])
@@ -172,7 +170,6 @@ def spoiled(value: Any, data: st.DataObject) -> Any:
     return data.draw(json_values)
 
 
-@settings(deadline=None)
 @given(specs, st.data())
 def test_one_wrong_place_is_accepted_or_refused_and_never_a_crash(kind_and_spec: tuple[str, dict[str, Any]], data: st.DataObject) -> None:
     kind, spec = kind_and_spec
