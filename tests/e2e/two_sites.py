@@ -103,8 +103,20 @@ class TwoSites:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> httpx.Response:
+        """An answer that there is no such route counts only if it stays: Envoy acknowledges routes a moment before its workers have them."""
         client = await self.client(site, port)
-        return await client.request(method, path, headers={"host": domain, **(headers or {})}, content=content)
+
+        async def answer() -> httpx.Response:
+            return await client.request(method, path, headers={"host": domain, **(headers or {})}, content=content)
+
+        async def routed() -> httpx.Response | None:
+            found = await answer()
+            return found if found.status_code != 404 or found.content else None
+
+        try:
+            return await until(routed, "a route", within_s=2)
+        except TimeoutError:
+            return await answer()
 
     async def who(self, domain: str, count: int = 12, **more: Any) -> set[str]:
         """Names of the origins that answer so many requests; none may fail."""
