@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from agent.control import source_address
+from agent.discovery.exposure import Exposure
+from agent.discovery.kubeconfig import ClusterAccess
 from agent.errors import Unreachable
 from agent.log import log
 from agent.protocol.items import Gateway
@@ -26,10 +28,15 @@ class Advertiser:
     url: Callable[[], str]
     """Of the control plane: the way there shows the node's own address."""
     changed: Callable[[], None]
+    cluster: Callable[[], ClusterAccess] | None
+    """Where the Service is that the settings name, if they name one."""
     gateways: tuple[Gateway, ...] | None = field(default=None, init=False)
     """None: not known yet."""
+    warning: str | None = field(default=None, init=False)
 
     async def run(self) -> NoReturn:
+        if self.settings.gateway_service and self.cluster:
+            await self._follow(self.settings.gateway_service, self.cluster)
         while True:
             try:
                 self.gateways = await self._found()
@@ -38,11 +45,25 @@ class Advertiser:
                 log.debug("no gateway to advertise", reason=str(error))
             await asyncio.sleep(_SOON_S if self.gateways is None else _AGAIN_S)
 
+    async def _follow(self, service: str, cluster: Callable[[], ClusterAccess]) -> NoReturn:
+        host, host_name = self.settings.host_address, self.settings.host_name
+
+        def told() -> None:
+            if exposure.known:
+                self.gateways = (self._gateway(*exposure.address),) if exposure.address else ()
+            self.warning = f"the gateway's address: {exposure.reason}" if exposure.reason else None
+            self.changed()
+
+        exposure = Exposure(cluster, service, told, host=str(host) if host else "", host_name=host_name or "")
+        await exposure.run()
+
     async def _found(self) -> tuple[Gateway, ...]:
         if self.settings.advertised_gateway == NOWHERE:
             return ()
-        host, port = await self._address()
-        return (Gateway(node_id=self.node_id, host=host, port=port, workers=self.settings.concurrency),)
+        return (self._gateway(*await self._address()),)
+
+    def _gateway(self, host: str, port: int) -> Gateway:
+        return Gateway(node_id=self.node_id, host=host, port=port, workers=self.settings.concurrency)
 
     async def _address(self) -> tuple[str, int]:
         listening = host_and_port(self.settings.gateway_address)

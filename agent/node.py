@@ -138,7 +138,7 @@ class Node:
         self._keeper = Keeper(self.directory, self._reconciler.to_save)
         self._reports = Reports(self._control, self, boot_id, self._metrics)
         self._heartbeats = Heartbeats(self._control, self, boot_id, VERSION, self._reports.resend, self._identity.hurry)
-        self._advertiser = Advertiser(settings, node.node_id, lambda: self._control.url, self._reports.look)
+        self._advertiser = Advertiser(settings, node.node_id, lambda: self._control.url, self._reports.look, self.cluster)
         self._forwarders = () if settings.forward_address is None else (self._forwarder(settings.forward_address),)
         self._status_file = StatusFile(run_dir, self._status)
         self._exports = Exports(node, lambda: self._exported, lambda: self.verdict.applied_hash, self._usable, self._probes.reaches)
@@ -264,7 +264,7 @@ class Node:
         skew_s = self._control.skew_s
         skew = f"the node's clock is {abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} the control plane's" if skew_s else None
         fault = f"envoy refuses the node's own config: {self.verdict.fault}" if self.verdict.fault else None
-        every = (self._identity.warning, self._keeper.warning, skew, fault, self._heartbeats.warning)
+        every = (self._identity.warning, self._keeper.warning, skew, fault, self._heartbeats.warning, self._advertiser.warning)
         return tuple(text for text in every if text)
 
     @property

@@ -44,8 +44,9 @@ async def run(settings: Settings) -> None:
             if credentials.kind == "regional_edge":
                 _check_edge(settings)
             cluster = _cluster(settings, credentials)
-            if settings.publish and cluster is None:
-                raise Misconfigured("this node has no cluster to publish in: set AGENT_KUBECONFIG, or leave AGENT_PUBLISH out")
+            for name in ("publish", "gateway_service"):
+                if getattr(settings, name) and cluster is None:
+                    raise Misconfigured(f"this node has no cluster: set AGENT_KUBECONFIG, or leave AGENT_{name.upper()} out")
             node = Node(settings, directory, credentials, cluster)
             try:
                 await node.serve(stopping)

@@ -6,7 +6,7 @@ import re
 import socket
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -105,6 +105,20 @@ class Settings(BaseModel):
         description="host or host:port that peers dial; `none` if they cannot, so that this node dials them. "
         "Default: the address from which this node talks to the control plane.",
     )
+    gateway_service: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$",
+        description="Service in front of the gateway, in the namespace of this pod. Peers dial its load balancer, or this machine at its node port; "
+        "changes are followed. In place of an advertised gateway.",
+    )
+    host_address: Address | None = Field(None, description="IP address of the machine, for the node port of the gateway's Service.")
+    host_name: str | None = Field(
+        None,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="Name of the machine in its cluster: its address is read there, an external one if it has any, and followed. Needs rights to read it.",
+    )
     forward_address: str | None = Field(
         None, description="host:port on which a regional edge carries sites' connections to the control plane. Default: it does not."
     )
@@ -159,6 +173,12 @@ class Settings(BaseModel):
             if not _LABEL_VALUE.fullmatch(value):
                 raise ValueError(f"the value of {key} cannot be one of a label: letters, digits, - _ . and at most 63 of them")
         return labels
+
+    @model_validator(mode="after")
+    def _is_told_once_where_the_gateway_is(self) -> Self:
+        if self.gateway_service and self.advertised_gateway:
+            raise ValueError("gateway_service and advertised_gateway exclude each other: peers dial one of them")
+        return self
 
     @property
     def sockets(self) -> Path:

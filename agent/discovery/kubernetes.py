@@ -252,7 +252,7 @@ class _Connection:
     ) -> Reflector[Any]:
         """Who may suddenly not read all namespaces any more is to look which remain."""
         fatal = (AccessRefused, ReadForbidden) if resource in {Service, EndpointSlice} and namespace == ALL_NS else (AccessRefused,)
-        return Reflector(self.client, resource, read, changed, namespace, fatal)
+        return Reflector(self.client, resource, read, changed, namespace, fatal=fatal)
 
     def _start(self, group: asyncio.TaskGroup, reflector: Reflector[Any], among: list[Reflector[Any]]) -> None:
         among.append(reflector)

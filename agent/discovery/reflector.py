@@ -77,6 +77,8 @@ class Reflector(Generic[V]):
     changed: Callable[[Sequence[Difference[V]]], None]
     """Called with what differs, after every event and every list; also without differences, when `failure` changed."""
     namespace: str = ALL_NS
+    name: str = ""
+    """Of the only object to follow, which takes a right to that one alone."""
     fatal: tuple[type[ReadFailed], ...] = (AccessRefused,)
     """What makes `run` give up."""
     objects: dict[tuple[str, str], V] = field(default_factory=dict)
@@ -92,7 +94,7 @@ class Reflector(Generic[V]):
 
     @property
     def what(self) -> str:
-        return _what(self.resource, self.namespace)
+        return _what(self.resource, self.namespace, self.name)
 
     async def run(self) -> NoReturn:
         """Follow for ever. What goes wrong is in `failure` and leads to reading everything again; raises what is `fatal` only.
@@ -257,7 +259,7 @@ class Reflector(Generic[V]):
         return Gap(f"{self.what}: an event cannot be read: {error}")
 
     async def _ask(self, *, watch: bool, **query: str) -> httpx2.Response:
-        return await ask(self.client, self.resource, self.namespace, watch=watch, **query)
+        return await ask(self.client, self.resource, self.namespace, self.name, watch=watch, **query)
 
     def _failed(self, error: ReadFailed) -> None:
         self.failure = error
@@ -265,9 +267,12 @@ class Reflector(Generic[V]):
 
 
 async def ask(
-    client: GenericAsyncClient, resource: type[Resource], namespace: str, *, watch: bool = False, **query: str
+    client: GenericAsyncClient, resource: type[Resource], namespace: str, name: str = "", *, watch: bool = False, **query: str
 ) -> httpx2.Response:
-    """A good answer to a list or watch, read to its end unless it is a watch. Raises `ReadFailed`."""
+    """A good answer to a list or watch, read to its end unless it is a watch; of one object only if it is named. Raises `ReadFailed`."""
+    what = _what(resource, namespace, name)
+    if name:
+        query["fieldSelector"] = f"metadata.name={name}"
     place = namespace if issubclass(resource, NamespacedResourceG) else None
     request = client.build_adapter_request(client.prepare_request("list", resource, namespace=place, watch=watch, params=query))
     if watch:
@@ -278,13 +283,13 @@ async def ask(
         if response.is_error:
             await response.aread()
     except (httpx2.LocalProtocolError, ValueError):  # their messages show the header
-        raise ReadFailed(f"{_what(resource, namespace)}: the credentials have characters that cannot be sent") from None
+        raise ReadFailed(f"{what}: the credentials have characters that cannot be sent") from None
     except (httpx2.HTTPError, ConfigError, OSError) as error:
         kind = AccessRefused if _is_about_trust(error) else ReadFailed
-        raise kind(f"{_what(resource, namespace)}: {_brief(error)}") from None
+        raise kind(f"{what}: {_brief(error)}") from None
     if response.is_success:
         return response
-    raise _refusal(_what(resource, namespace), response)
+    raise _refusal(what, response)
 
 
 def _is_about_trust(error: BaseException | None) -> bool:
@@ -318,9 +323,9 @@ async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
             raise Gap("an event is longer than 8 MiB")
 
 
-def _what(resource: type[Resource], namespace: str) -> str:
+def _what(resource: type[Resource], namespace: str, name: str) -> str:
     place = "" if namespace == ALL_NS else f" in {namespace}"
-    return f"{resource.__name__}s{place}"
+    return f"{resource.__name__} {name}{place}" if name else f"{resource.__name__}s{place}"
 
 
 def _refusal(what: str, response: httpx2.Response) -> ReadFailed:

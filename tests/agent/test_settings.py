@@ -28,6 +28,13 @@ def test_the_cpu_limit_of_a_container_is_kept_to(tmp_path: Path, monkeypatch: py
     assert Settings().concurrency == 8
 
 
+def test_where_peers_dial_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_GATEWAY_SERVICE", "isthmus-gateway")
+    assert Settings(host_address="192.0.2.1").gateway_service == "isthmus-gateway"
+    with pytest.raises(ValidationError, match="gateway_service and advertised_gateway exclude each other"):
+        Settings(advertised_gateway="192.0.2.1")
+
+
 def test_lists_and_mappings_come_from_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_CONTROL_PLANE_URLS", "https://one:8443, https://two:8443")
     monkeypatch.setenv("AGENT_LABELS", "region=eu,tier=")

@@ -103,9 +103,8 @@ def test_agents_may_read_services_and_their_endpoints_and_nothing_else(name: str
     assert granted == {("", "services"), ("discovery.k8s.io", "endpointslices")}
     for rule in rules(parsed(name)):
         assert set(rule["verbs"]) <= READ_ONLY
-        assert rule.keys() == {"apiGroups", "resources", "verbs"}
+        assert rule.keys() <= {"apiGroups", "resources", "verbs", "resourceNames"}
     for binding in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding"):
-        assert binding["roleRef"]["name"] == "isthmus-agent"
         assert [(it["kind"], it["name"]) for it in binding["subjects"]] == [("ServiceAccount", "isthmus-agent")]
 
 
@@ -157,11 +156,17 @@ def test_every_variable_is_a_setting(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_each_node_advertises_the_port_that_leads_to_it(name: str) -> None:
+def test_each_node_advertises_the_service_that_leads_to_it_and_may_read_that_one(name: str) -> None:
     (pod,) = pods(parsed(name))
-    gateway = next(each for each in of_kind(parsed(name), "Service") if each["metadata"]["name"] == "isthmus-gateway")["spec"]
-    assert gateway["externalTrafficPolicy"] == "Local"
-    assert variables(pod, "AGENT_")["AGENT_ADVERTISED_GATEWAY"]["value"] == f"$(HOST_IP):{gateway['ports'][0]['nodePort']}"
+    told = variables(pod, "AGENT_")
+    gateway = told["AGENT_GATEWAY_SERVICE"]["value"]
+    service = next(each for each in of_kind(parsed(name), "Service") if each["metadata"]["name"] == gateway)["spec"]
+    assert service["externalTrafficPolicy"] == "Local", "the port of a machine leads to the node on it"
+    assert [port["name"] for port in service["ports"]] == ["gateway"]
+    assert told["AGENT_HOST_ADDRESS"]["valueFrom"]["fieldRef"]["fieldPath"] == "status.hostIP"
+    (role,) = of_kind(parsed(name), "Role")
+    (rule,) = role["rules"]
+    assert (rule["resources"], rule["resourceNames"], rule["verbs"]) == (["services"], [gateway], ["list", "watch"])
 
 
 @pytest.mark.parametrize("name", ALL)
