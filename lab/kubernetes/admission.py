@@ -1,5 +1,6 @@
 """What an API server does to an object before it stores it: defaults, allocations, and refusals that matter to discovery."""
 
+import base64
 import ipaddress
 import itertools
 import re
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.kubernetes.refusal import invalid
-from lab.kubernetes.resource import ENDPOINT_SLICE, SERVICE, Resource
+from lab.kubernetes.resource import ENDPOINT_SLICE, SECRET, SERVICE, Resource
 from lab.kubernetes.selector import Body
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -35,6 +36,8 @@ class Admission:
                 return {**body, "spec": _service(body.get("spec") or {}, (previous or {}).get("spec") or {}, others)}
             if resource is ENDPOINT_SLICE:
                 return self._endpoint_slice(body, previous)
+            if resource is SECRET:
+                return _secret(body)
         except _Problem as problem:
             raise invalid(resource.kind, name, str(problem)) from None
         return body
@@ -64,6 +67,12 @@ class Admission:
         _check(not address.is_multicast, f"endpoints.addresses: Invalid value: {text!r}: may not be in the multicast range")
         loopback = address.is_loopback and not self.allow_loopback
         _check(not loopback, f"endpoints.addresses: Invalid value: {text!r}: may not be in the loopback range (127.0.0.0/8, ::1/128)")
+
+
+def _secret(body: Body) -> Body:
+    """What was written as text is read as base64."""
+    written = {name: base64.b64encode(text.encode()).decode() for name, text in (body.get("stringData") or {}).items()}
+    return {**{name: value for name, value in body.items() if name != "stringData"}, "data": {**(body.get("data") or {}), **written}}
 
 
 class _Problem(Exception):

@@ -61,6 +61,12 @@ class Client:
             async for line in response.aiter_lines():
                 yield json.loads(line)
 
+    async def token(self, account: str, namespace: str) -> str:
+        """For a service account."""
+        body = {"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {"expirationSeconds": 600}}
+        made = await self._send("POST", f"{_collection('ServiceAccount', namespace)}/{account}/token", body)
+        return str(made["status"]["token"])
+
     async def set_endpoints(self, service: str, namespace: str, addresses: Sequence[str | Mapping[str, Any]], port: int = 8080) -> Body:
         """Replace the first slice of a service."""
         return await self.apply(objects.endpoint_slice(service, namespace, addresses, port))

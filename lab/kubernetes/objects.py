@@ -68,3 +68,22 @@ def node(name: str, *addresses: str, ready: bool = True) -> Body:
             "conditions": [{"type": "Ready", "status": str(ready)}],
         },
     }
+
+
+def account(name: str, namespace: str) -> Body:
+    return {"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": name, "namespace": namespace}}
+
+
+def granted(account: str, namespace: str, *rules: Body, everywhere: bool = False) -> tuple[Body, Body]:
+    """A role of the account's own with these rules, and its binding: in its namespace, or in the whole cluster."""
+    prefix, api = "Cluster" if everywhere else "", "rbac.authorization.k8s.io"
+    metadata = {"name": f"{namespace}-{account}"} if everywhere else {"name": account, "namespace": namespace}
+    head: Body = {"apiVersion": f"{api}/v1", "metadata": metadata}
+    reference = {"apiGroup": api, "kind": f"{prefix}Role", "name": metadata["name"]}
+    subjects = [{"kind": "ServiceAccount", "name": account, "namespace": namespace}]
+    role = {**head, "kind": f"{prefix}Role", "rules": list(rules)}
+    return role, {**head, "kind": f"{prefix}RoleBinding", "roleRef": reference, "subjects": subjects}
+
+
+def rule(group: str, resource: str, *verbs: str, **more: Any) -> Body:
+    return {"apiGroups": [group], "resources": [resource], "verbs": list(verbs), **more}

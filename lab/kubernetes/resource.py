@@ -30,4 +30,31 @@ POD = Resource("", "pods", "Pod", has_status=True)
 ENDPOINT_SLICE = Resource("discovery.k8s.io", "endpointslices", "EndpointSlice")
 LEASE = Resource("coordination.k8s.io", "leases", "Lease")
 
-RESOURCES = (NAMESPACE, NODE, SERVICE, POD, ENDPOINT_SLICE, LEASE)
+INGRESS = Resource("networking.k8s.io", "ingresses", "Ingress", has_status=True)
+SECRET = Resource("", "secrets", "Secret")
+SERVICE_ACCOUNT = Resource("", "serviceaccounts", "ServiceAccount")
+ROLE = Resource("rbac.authorization.k8s.io", "roles", "Role")
+ROLE_BINDING = Resource("rbac.authorization.k8s.io", "rolebindings", "RoleBinding")
+CLUSTER_ROLE = Resource("rbac.authorization.k8s.io", "clusterroles", "ClusterRole", namespaced=False)
+CLUSTER_ROLE_BINDING = Resource("rbac.authorization.k8s.io", "clusterrolebindings", "ClusterRoleBinding", namespaced=False)
+STATEFUL_SET = Resource("apps", "statefulsets", "StatefulSet", has_status=True)
+DEPLOYMENT = Resource("apps", "deployments", "Deployment", has_status=True)
+JOB = Resource("batch", "jobs", "Job", has_status=True)
+DISRUPTION_BUDGET = Resource("policy", "poddisruptionbudgets", "PodDisruptionBudget", has_status=True)
+
+READ = (NAMESPACE, NODE, SERVICE, POD, ENDPOINT_SLICE, LEASE, INGRESS)
+"""What agents read and write."""
+APPLIED = (
+    SECRET,
+    SERVICE_ACCOUNT,
+    ROLE,
+    ROLE_BINDING,
+    CLUSTER_ROLE,
+    CLUSTER_ROLE_BINDING,
+    STATEFUL_SET,
+    DEPLOYMENT,
+    JOB,
+    DISRUPTION_BUDGET,
+)
+"""What manifests consist of besides."""
+RESOURCES = (*READ, *APPLIED)

@@ -10,17 +10,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import kmock
+import yaml  # type: ignore[import-untyped]  # ships no types
 from aiohttp import web
 
+from lab.kubernetes import schema
 from lab.kubernetes.access import Access, rule
+from lab.kubernetes.rbac import Account
+from lab.kubernetes.rbac import Request as Asked
 from lab.kubernetes.reading import Page, Watch, is_true, wanted
 from lab.kubernetes.refusal import Refusal, bad_request
-from lab.kubernetes.resource import NAMESPACE, RESOURCES, Resource
+from lab.kubernetes.resource import NAMESPACE, RESOURCES, SERVICE_ACCOUNT, Resource
 from lab.kubernetes.selector import Body
 from lab.kubernetes.store import Key, Object
-from lab.kubernetes.writing import Writer
+from lab.kubernetes.writing import Writer, merged
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_ACCOUNT: web.RequestKey[Account | None] = web.RequestKey("account")
 
 
 @dataclass
@@ -42,15 +48,18 @@ class ApiServer:
             _Calls(self, resource).route(app)
         for fault in (self.disconnect, self.compact, self.pause, self.resume, self.rules):
             app.router.add_post(f"/lab/{fault.__name__}", fault)
+        app.router.add_get("/api/v1", self.describe_core)
+        app.router.add_get("/openapi/v3", self.describe)
+        app.router.add_get("/openapi/v3/{path:.+}", self.describe)
+        app.router.add_post(f"{SERVICE_ACCOUNT.base}/namespaces/{{namespace}}/{SERVICE_ACCOUNT.plural}/{{name}}/token", self.issue)
         app.cleanup_ctx.append(self._about_itself)
         return app
 
     async def _about_itself(self, app: web.Application) -> AsyncIterator[None]:
         async with kmock.KubernetesScaffold() as scaffold:
             for resource in RESOURCES:
-                verbs = {"create", "delete", "get", "list", "patch", "update", "watch"}
                 scaffold.resources[f"{resource.api_version}/{resource.plural}"] = kmock.ResourceInfo(
-                    kind=resource.kind, singular=resource.kind.lower(), namespaced=resource.namespaced, verbs=verbs
+                    kind=resource.kind, singular=resource.kind.lower(), namespaced=resource.namespaced, verbs=set(schema.VERBS)
                 )
             self._scaffold = scaffold
             yield
@@ -62,12 +71,29 @@ class ApiServer:
             if not request.path.startswith("/lab/"):
                 await self.access.running.wait()
                 certified = bool(request.get_extra_info("peercert"))
-                self.access.authenticate(request.headers.get("Authorization", ""), certified=certified)
+                request[_ACCOUNT] = self.access.authenticate(request.headers.get("Authorization", ""), certified=certified)
             return await handler(request)
         except web.HTTPNotFound:
             return await self._scaffold(request)
         except Refusal as refusal:
             return web.json_response(refusal.status, status=refusal.code)
+
+    async def describe_core(self, _: web.Request) -> web.Response:
+        """The library calls this group `/v1`, which kubectl does not take."""
+        return web.json_response(schema.core())
+
+    async def describe(self, request: web.Request) -> web.Response:
+        return web.json_response(schema.documents(request.match_info.get("path", "")))
+
+    async def issue(self, request: web.Request) -> web.Response:
+        """A token for a service account, as `kubectl create token` asks for it. It does not expire."""
+        account = Account(request.match_info["namespace"], request.match_info["name"])
+        self.access.authorise(self.writer.store, request[_ACCOUNT], Asked("create", SERVICE_ACCOUNT, *account, subresource="token"))
+        self.writer.store.get(SERVICE_ACCOUNT, Key(*account))
+        status = {"token": self.access.issue(account), "expirationTimestamp": "2100-01-01T00:00:00Z"}
+        return web.json_response(
+            {"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {}, "status": status}, status=201
+        )
 
     async def disconnect(self, _: web.Request) -> web.Response:
         """Cut the connections of all watches, as a broken network does."""
@@ -142,11 +168,22 @@ class _Calls:
         return _answer(write(self.resource, key, body))
 
     async def patch(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/merge-patch+json":
-            raise Refusal(415, "UnsupportedMediaType", "the emulator knows application/merge-patch+json only")
+        if request.content_type == "application/apply-patch+yaml":
+            return await self._apply(request)
         key, patch = self._key(request, "patch"), await _json(request)
+        if request.content_type != "application/merge-patch+json" and not _is_strategic(request, patch):
+            raise Refusal(415, "UnsupportedMediaType", "the emulator merges JSON, strategically without lists, and applies server-side")
         write = self.server.writer.patch_status if _of_status(request) else self.server.writer.patch
         return _answer(write(self.resource, key, patch))
+
+    async def _apply(self, request: web.Request) -> web.Response:
+        """Server-side: create, or merge into what is there. Lists are replaced, and nobody's fields are told from another's."""
+        key, applied, writer = self._key(request, "patch"), yaml.safe_load(await request.read()), self.server.writer
+        there = writer.store.collections[self.resource].objects.get(key)
+        if there is None:
+            return _answer(writer.create(self.resource, key.namespace, self._checked(request, applied)), 201)
+        self._checked(request, merged(there.body, applied))
+        return _answer(writer.patch(self.resource, key, applied))
 
     async def delete(self, request: web.Request) -> web.Response:
         key = self._key(request, "delete")
@@ -174,21 +211,38 @@ class _Calls:
     def _authorise(self, request: web.Request, verb: str) -> str:
         """The namespace of the request, which may be empty."""
         namespace = request.match_info.get("namespace", "")
-        self.server.access.authorise(verb, self.resource, namespace)
+        name = request.match_info.get("name") or request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        asked = Asked(verb, self.resource, namespace, name, "status" if _of_status(request) else "")
+        self.server.access.authorise(self.server.writer.store, request[_ACCOUNT], asked)
         return namespace
 
     def _key(self, request: web.Request, verb: str) -> Key:
         return Key(self._authorise(request, verb), request.match_info["name"])
 
     async def _body(self, request: web.Request) -> Body:
-        body = await _json(request)
+        return self._checked(request, await _json(request))
+
+    def _checked(self, request: web.Request, body: Body) -> Body:
         if body.get("kind", self.resource.kind) != self.resource.kind or not isinstance(body.get("metadata"), dict):
             raise bad_request(f"the object provided is not a {self.resource.kind} with metadata")
+        if request.query.get("fieldValidation") == "Strict":
+            schema.check_fields(body)
         return body
 
 
 def _of_status(request: web.Request) -> bool:
     return request.path.endswith("/status")
+
+
+def _is_strategic(request: web.Request, patch: Body) -> bool:
+    """A strategic merge patch, and one that means the same as a merge patch: how lists are merged differs from field to field."""
+
+    def is_plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return not any(name.startswith("$") or not is_plain(inner) for name, inner in value.items())
+        return not isinstance(value, list)
+
+    return request.content_type == "application/strategic-merge-patch+json" and is_plain(patch)
 
 
 def _answer(object: Object, status: int = 200) -> web.Response:

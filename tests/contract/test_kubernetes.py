@@ -258,3 +258,25 @@ async def test_the_api_tells_its_version_and_kinds(api: Client) -> None:
     assert {"name": "endpointslices", "kind": "EndpointSlice", "namespaced": True}.items() <= next(
         k for k in kinds if k["name"] == "endpointslices"
     ).items()
+
+
+async def test_a_service_account_may_do_what_its_roles_say_and_no_more(api: Client, namespace: str) -> None:
+    for name in ("gateway", "other"):
+        await api.create(objects.service(name, namespace))
+    named_only = objects.rule("", "services", "list", "watch", resourceNames=["gateway"])
+    for body in (objects.account("agent", namespace), *objects.granted("agent", namespace, named_only)):
+        await api.create(body)
+    token = {"Authorization": f"Bearer {await api.token('agent', namespace)}"}
+    services = f"/api/v1/namespaces/{namespace}/services"
+
+    async def asked(path: str = services, method: str = "GET", **query: str) -> int:
+        answer = await api.http.request(method, path, params=query, headers=token, auth=None)
+        return answer.status_code
+
+    named = {"fieldSelector": "metadata.name=gateway"}
+    assert await asked(**named) == await asked(**named, watch="true", timeoutSeconds="1") == 200
+    assert await asked(fieldSelector="metadata.name=other") == await asked() == 403
+    assert await asked(f"{services}/gateway") == 403, "get is a verb of its own"
+    assert await asked(f"{services}/gateway", "DELETE") == await asked("/api/v1/services", **named) == 403
+    await api.delete("RoleBinding", "agent", namespace)
+    assert await asked(**named) == 403

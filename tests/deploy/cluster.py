@@ -1,130 +1,64 @@
-"""As much of a Kubernetes API as `kubectl apply` talks to: its documents about itself, and objects that are created and read.
-
-It keeps to order: what belongs to a namespace is refused before the namespace is there. Fields are checked elsewhere, against the API's models.
-"""
+"""A cluster to apply manifests to: the lab's API emulator in the test's own process, and `kubectl`."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
 from aiohttp import web
 
-Json = dict[str, Any]
+from lab.kubernetes.access import Access
+from lab.kubernetes.admission import Admission
+from lab.kubernetes.client import Client, connect
+from lab.kubernetes.kubeconfig import kubeconfig
+from lab.kubernetes.server import ApiServer
+from lab.kubernetes.store import Store
+from lab.kubernetes.tls import Authority
+from lab.kubernetes.writing import Writer
 
 
-class Kind(NamedTuple):
-    group: str
-    kind: str
-    plural: str
-    namespaced: bool = True
-
-
-KINDS = (
-    Kind("", "Namespace", "namespaces", namespaced=False),
-    Kind("", "Secret", "secrets"),
-    Kind("", "Service", "services"),
-    Kind("", "ServiceAccount", "serviceaccounts"),
-    Kind("rbac.authorization.k8s.io", "Role", "roles"),
-    Kind("rbac.authorization.k8s.io", "RoleBinding", "rolebindings"),
-    Kind("apps", "Deployment", "deployments"),
-    Kind("apps", "StatefulSet", "statefulsets"),
-    Kind("batch", "Job", "jobs"),
-    Kind("policy", "PodDisruptionBudget", "poddisruptionbudgets"),
-    Kind("rbac.authorization.k8s.io", "ClusterRole", "clusterroles", namespaced=False),
-    Kind("rbac.authorization.k8s.io", "ClusterRoleBinding", "clusterrolebindings", namespaced=False),
-)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Cluster:
-    server: str = ""
-    objects: dict[str, Json] = field(default_factory=dict)
-    """By path."""
-    order: list[str] = field(default_factory=list)
-    """Kinds, as they were created."""
+    kubeconfig: Path
+    api: Client
+    """As an administrator."""
 
-    def named(self, kind: str, name: str) -> Json:
-        return next(it for it in self.objects.values() if (it["kind"], it["metadata"]["name"]) == (kind, name))
-
-    async def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        """What it prints; fails unless it succeeds."""
+    async def kubectl(self, *arguments: str, stdin: str = "", fails: bool = False) -> str:
+        """What it prints."""
         process = await asyncio.create_subprocess_exec(
             "kubectl",
-            f"--server={self.server}",
-            "--kubeconfig=/dev/null",
-            "--cache-dir=/dev/null",
+            f"--kubeconfig={self.kubeconfig}",
+            f"--cache-dir={self.kubeconfig.parent}/cache",
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
         said, _ = await process.communicate(stdin.encode())
-        assert process.returncode == 0, said.decode()
+        assert (process.returncode != 0) is fails, said.decode()
         return said.decode()
-
-    async def answer(self, request: web.Request) -> web.Response:
-        path = request.path.rstrip("/")
-        if (document := _about_itself(path)) is not None:
-            return web.json_response(document)
-        if request.method == "GET":
-            found = self.objects.get(path)
-            return web.json_response(found) if found else _refused(404, "NotFound", path)
-        if request.method == "POST":
-            return self._create(path, await request.json())
-        return _refused(405, "MethodNotAllowed", path)
-
-    def _create(self, collection: str, body: Json) -> web.Response:
-        namespace, _, rest = collection.partition("/namespaces/")[2].partition("/")
-        if rest and f"/api/v1/namespaces/{namespace}" not in self.objects:
-            return _refused(404, "NotFound", f"namespace {namespace}")
-        self.order.append(body["kind"])
-        self.objects[f"{collection}/{body['metadata']['name']}"] = body
-        return web.json_response(body, status=201)
 
 
 @asynccontextmanager
 async def cluster() -> AsyncIterator[Cluster]:
-    made = Cluster()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", made.answer)
-    runner = web.AppRunner(app)
+    """Skips the test where there is no kubectl."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl")
+    server = ApiServer(Writer(Store(None), Admission()), Access({"administrator"}))
+    runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0)
+    authority = Authority()
+    """kubectl shows no token to a server without TLS."""
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        made.server = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        yield made
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=authority.context("127.0.0.1")).start()
+        with TemporaryDirectory() as directory:
+            file = Path(directory, "kubeconfig")
+            file.write_text(kubeconfig(f"https://127.0.0.1:{runner.addresses[0][1]}", token="administrator", authority=authority))
+            async with connect(file) as api:
+                yield Cluster(file, api)
     finally:
         await runner.cleanup()
-
-
-def _about_itself(path: str) -> Json | None:
-    groups = sorted({kind.group for kind in KINDS} - {""})
-    versions = {group: {"groupVersion": f"{group}/v1", "version": "v1"} for group in groups}
-    if path == "/version":
-        return {"major": "1", "minor": "34", "gitVersion": "v1.34.0"}
-    if path == "/api":
-        return {"kind": "APIVersions", "versions": ["v1"]}
-    if path == "/apis":
-        listed = [{"name": group, "versions": [it], "preferredVersion": it} for group, it in versions.items()]
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
-    if path == "/api/v1":
-        return _resources("", "v1")
-    group = path.removeprefix("/apis/").removesuffix("/v1")
-    return _resources(group, f"{group}/v1") if group in versions else None
-
-
-def _resources(group: str, version: str) -> Json:
-    verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
-    found = [
-        {"name": it.plural, "singularName": it.kind.lower(), "namespaced": it.namespaced, "kind": it.kind, "verbs": verbs}
-        for it in KINDS
-        if it.group == group
-    ]
-    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": found}
-
-
-def _refused(code: int, reason: str, message: str) -> web.Response:
-    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": code, "message": message}
-    return web.json_response(status, status=code)

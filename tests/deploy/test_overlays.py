@@ -209,8 +209,17 @@ def test_identity_is_on_a_volume_of_each_node(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RIGHTS)
-async def test_kubectl_applies_every_overlay(name: str) -> None:
+async def test_kubectl_applies_every_overlay_and_finds_it_unchanged(name: str) -> None:
     built = text(name)
     async with cluster() as target:
-        said = await target.kubectl("apply", "--validate=false", "-f", "-", stdin=built)
-        assert said.count(" created") == len(target.objects) == built.count("\nkind: ")
+        said = await target.kubectl("apply", "-f", "-", stdin=built)
+        assert said.count(" created") == built.count("\nkind: ")
+        again = await target.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=built)
+        assert again.count(" serverside-applied") == built.count("\nkind: ")
+
+
+async def test_a_field_that_the_api_does_not_know_is_refused_when_it_is_applied() -> None:
+    built = text("one-replica").replace("serviceName:", "hostnetwork: true\n  serviceName:")
+    async with cluster() as target:
+        said = await target.kubectl("apply", "-f", "-", stdin=built, fails=True)
+        assert 'unknown field "spec.hostnetwork"' in said

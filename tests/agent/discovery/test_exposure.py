@@ -9,13 +9,14 @@ import pytest
 
 from agent.advertise import Advertiser
 from agent.discovery.exposure import Exposure
-from agent.discovery.kubeconfig import from_kubeconfig
+from agent.discovery.kubeconfig import ClusterAccess, from_kubeconfig
+from agent.protocol.items import Gateway
 from agent.settings import Settings
 from lab.kubernetes import objects
 from lab.kubernetes.client import Client
 from lab.kubernetes.objects import Body
 from lab.kubernetes.running import Emulator
-from tests.agent.discovery.watching import PATIENCE_S
+from tests.agent.discovery.watching import PATIENCE_S, allowed
 
 NAME = "isthmus-gateway"
 PORT = {"name": "gateway", "port": 15443, "targetPort": "gateway", "nodePort": 31443}
@@ -31,10 +32,12 @@ async def balance(api: Client, **ingress: str) -> None:
 
 
 @asynccontextmanager
-async def exposed(emulator: Emulator, **options: str) -> AsyncIterator[tuple[Exposure, Callable[..., Any]]]:
+async def exposed(
+    emulator: Emulator, load: Callable[[], ClusterAccess] | None = None, **options: str
+) -> AsyncIterator[tuple[Exposure, Callable[..., Any]]]:
     news = asyncio.Event()
     access = from_kubeconfig(emulator.kubeconfig.read_bytes(), emulator.directory)
-    exposure = Exposure(lambda: access, NAME, news.set, **options)
+    exposure = Exposure(load or (lambda: access), NAME, news.set, **options)
 
     async def until(address: tuple[str, int] | None, reason: str = "") -> None:
         try:
@@ -110,6 +113,15 @@ async def test_what_nobody_can_dial_is_not_advertised_and_says_why(
         await until(None if reason else ("192.0.2.1", 31443), reason)
 
 
+async def test_a_right_to_that_one_service_is_enough(emulator: Emulator, api: Client) -> None:
+    await api.create(gateway("LoadBalancer"))
+    that_one = objects.rule("", "services", "list", "watch", resourceNames=[NAME])
+    async with exposed(emulator, await allowed(emulator, api, that_one, everywhere=False), host="192.0.2.1") as (_, until):
+        await until(("192.0.2.1", 31443))
+        await balance(api, ip="198.51.100.1")
+        await until(("198.51.100.1", 15443))
+
+
 async def test_a_service_that_is_deleted_and_made_anew_is_followed(emulator: Emulator, api: Client) -> None:
     await api.create(gateway())
     async with exposed(emulator, host="192.0.2.1") as (_, until):
@@ -151,7 +163,7 @@ async def test_what_is_followed_is_advertised_and_what_is_unknown_is_not_said(em
     await api.fault("rules", forbidden=[])
     await until(lambda: advertiser.gateways == () and "no Service" in (advertiser.warning or ""))
     await api.create(gateway())
-    await until(lambda: bool(advertiser.gateways) and advertiser.warning is None)
-    assert [(one.host, one.port) for one in advertiser.gateways or ()] == [("192.0.2.1", 31443)]
+    wanted = Gateway(node_id="n", host="192.0.2.1", port=31443, workers=settings.concurrency)
+    await until(lambda: advertiser.gateways == (wanted,) and advertiser.warning is None)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

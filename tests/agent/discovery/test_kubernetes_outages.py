@@ -13,12 +13,10 @@ from agent.discovery.kubernetes import WatchedCluster
 from agent.protocol.items import NamespaceMapping
 from lab.kubernetes import objects
 from lab.kubernetes.client import Client, connect
-from lab.kubernetes.refusal import forbidden
-from lab.kubernetes.resource import Resource
 from lab.kubernetes.running import Emulator, running
 from lab.kubernetes.server import ApiServer
 from lab.kubernetes.tls import Authority
-from tests.agent.discovery.watching import Watcher, following, watching
+from tests.agent.discovery.watching import Watcher, allowed, following, watching
 
 
 async def test_broken_watches_are_no_outage(short_watches: None, emulator: Emulator, api: Client) -> None:
@@ -90,17 +88,10 @@ async def test_a_watch_that_never_says_where_everything_ends_is_not_waited_for(
         assert watcher.endpoints("cart.shop") == ["10.1.0.1:8080"]
 
 
-async def test_who_may_list_but_not_watch_lists_again_and_again(server: ApiServer, emulator: Emulator, api: Client) -> None:
-    allowed = server.access.authorise
-
-    def authorise(verb: str, resource: Resource, namespace: str) -> None:
-        if verb == "watch":
-            raise forbidden("no watches")
-        allowed(verb, resource, namespace)
-
-    server.access.authorise = authorise  # type: ignore[method-assign]  # roles are about verbs too, rules of the emulator are not
-    async with watching(emulator.kubeconfig) as watcher:
-        await watcher.until(lambda cluster: cluster.table is not None and "no watches" in cluster.reason)
+async def test_who_may_list_but_not_watch_lists_again_and_again(emulator: Emulator, api: Client) -> None:
+    rules = objects.rule("", "services", "list"), objects.rule("discovery.k8s.io", "endpointslices", "list")
+    async with watching(await allowed(emulator, api, *rules)) as watcher:
+        await watcher.until(lambda cluster: cluster.table is not None and "cannot watch" in cluster.reason)
         assert not watcher.cluster.connected
         await api.set_endpoints("cart", "shop", ["10.1.0.2"])
         await watcher.until_endpoints("cart.shop", "10.1.0.2:8080")

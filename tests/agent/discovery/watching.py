@@ -13,6 +13,11 @@ from agent.discovery.kubeconfig import ClusterAccess, from_kubeconfig
 from agent.discovery.kubernetes import WatchedCluster
 from agent.discovery.table import resolve
 from agent.protocol.items import Origin
+from lab.kubernetes import objects
+from lab.kubernetes.client import Client
+from lab.kubernetes.kubeconfig import kubeconfig
+from lab.kubernetes.objects import Body
+from lab.kubernetes.running import Emulator
 
 PATIENCE_S = 15
 
@@ -47,6 +52,14 @@ class Watcher:
     @property
     def services(self) -> list[str]:
         return sorted(self.cluster.table.services) if self.cluster.table else []
+
+
+async def allowed(emulator: Emulator, api: Client, *rules: Body, everywhere: bool = True) -> Callable[[], ClusterAccess]:
+    """Access of a service account of the namespace `default` that may do this and nothing else."""
+    for body in (objects.account("agent", "default"), *objects.granted("agent", "default", *rules, everywhere=everywhere)):
+        await api.create(body)
+    text = kubeconfig(f"http://127.0.0.1:{emulator.port}", token=await api.token("agent", "default"))
+    return lambda: from_kubeconfig(text.encode())
 
 
 @asynccontextmanager
