@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, takewhile
 
 from agent.discovery.dns import FollowedNames
 from agent.discovery.kubeconfig import ClusterAccess, from_item
@@ -83,6 +83,7 @@ class SiteOrigins:
                 self.changed,
                 cluster_id=discovery.cluster_id,
                 delivery=discovery.delivery,
+                ingress_controller=discovery.ingress_controller,
                 namespace_mapping=discovery.namespace_mapping,
             )
         except Misconfigured as error:
@@ -130,7 +131,12 @@ class SiteOrigins:
 
     @property
     def _tables(self) -> tuple[ServiceTable, ...]:
-        return tuple(it.cluster.table for it in self._clusters.values() if it.cluster.table is not None)
+        """In the order in which clusters without an id of their own are asked: the node's own one first."""
+        return tuple(it.cluster.table for _, it in self._ordered if it.cluster.table is not None)
+
+    @property
+    def _ordered(self) -> list[tuple[str, _Followed]]:
+        return sorted(self._clusters.items(), key=lambda item: (item[0] != OWN, item[0]))
 
     @property
     def settled(self) -> bool:
@@ -143,8 +149,18 @@ class SiteOrigins:
 
     @property
     def reports(self) -> tuple[DiscoveryReport, ...]:
-        followed = (it.report(key) for key, it in sorted(self._clusters.items()))
+        followed = (self._with_hidden(key, it.report(key)) for key, it in self._ordered)
         return (*followed, *(report for _, report in sorted(self._refused.items())))
+
+    def _with_hidden(self, key: str, report: DiscoveryReport) -> DiscoveryReport:
+        """Saying which services have a name that means those of another cluster."""
+        own = self._clusters[key].cluster
+        for other_key, other in takewhile(lambda item: item[0] != key, self._ordered):
+            tables = (own.table, other.cluster.table)
+            if own.cluster_id == other.cluster.cluster_id and (both := _in_both(*tables)):
+                reason = f"{len(both)} services such as {min(both)} are not used, for {other_key} has services of these names: give one a cluster_id"
+                return report.model_copy(update={"reason": f"{reason}; {report.reason}".rstrip("; ")[:MAX_REASON]})
+        return report
 
     async def close(self) -> None:
         tasks = [followed.task for followed in self._clusters.values()]
@@ -152,6 +168,10 @@ class SiteOrigins:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._names.close()
+
+
+def _in_both(one: ServiceTable | None, other: ServiceTable | None) -> set[str]:
+    return one.services.keys() & other.services.keys() if one and other else set()
 
 
 @lru_cache(_REMEMBERED)

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from lightkube.core.generic_client import ALL_NS, GenericAsyncClient
@@ -12,13 +13,14 @@ from lightkube.resources.core_v1 import Namespace, Node, Service
 from lightkube.resources.discovery_v1 import EndpointSlice
 
 from agent.discovery import objects
+from agent.discovery.ingress import FollowedController, through
 from agent.discovery.kubeconfig import ClusterAccess
 from agent.discovery.reflector import AccessRefused, Difference, ReadFailed, ReadForbidden, Reflector, ask, pauses
 from agent.discovery.table import Delivery, ServiceTable
 from agent.discovery.table import Service as DiscoveredService
 from agent.errors import Misconfigured
 from agent.log import log
-from agent.protocol.items import NamespaceMapping
+from agent.protocol.items import IngressController, NamespaceMapping
 from agent.protocol.report import MOST_SERVICES, DiscoveryReport
 from agent.published import is_published
 
@@ -36,6 +38,7 @@ class WatchedCluster:
         *,
         cluster_id: str = "",
         delivery: Delivery = "reachable",
+        ingress_controller: IngressController | None = None,
         namespace_mapping: Sequence[NamespaceMapping] = (),
         last_known: ServiceTable | None = None,
     ) -> None:
@@ -48,7 +51,7 @@ class WatchedCluster:
         self._load = load
         self._changed = changed
         self.cluster_id = cluster_id
-        self._delivery = delivery
+        self._delivery, self._ingress_controller = delivery, ingress_controller
         self._namespaces = _Namespaces.of(namespace_mapping)
         self._connection: _Connection | None = None
         self._server = ""
@@ -69,7 +72,7 @@ class WatchedCluster:
                 access = self._load()
                 self._server = access.origin
                 async with access.connect() as client:
-                    self._connection = _Connection(client, self._namespaces, self._delivery, self._update)
+                    self._connection = _Connection(client, self._namespaces, self._delivery, self._ingress_controller, self._update)
                     await self._connection.follow(access.namespace)
             except* (ReadFailed, Misconfigured) as group:
                 self._set_status(connected=False, reason=self._text(_leaves(group)))
@@ -150,12 +153,15 @@ class _Connection:
     client: GenericAsyncClient
     namespaces: _Namespaces
     delivery: Delivery
+    ingress_controller: IngressController | None
     update: Callable[[Iterable[str]], None]
     """Called with the keys of services that may have changed."""
     services: dict[str, objects.DeclaredService] = field(default_factory=dict)
     slices: dict[str, dict[str, objects.Slice]] = field(default_factory=dict)
     """By service and name."""
     nodes: dict[str, objects.Node] = field(default_factory=dict)
+    through: FollowedController | None = None
+    """What services are reached through, if it is an ingress controller."""
     cluster: list[Reflector[Any]] = field(default_factory=list)
     """What belongs to no namespace."""
     scopes: dict[str, _Scope] = field(default_factory=dict)
@@ -168,21 +174,26 @@ class _Connection:
     async def follow(self, own_namespace: str) -> None:
         """Until the credentials are refused, or no longer suffice, which raises an ExceptionGroup of `ReadFailed`."""
         async with asyncio.TaskGroup() as group:
-            if self.delivery == "isolated":
+            if self.delivery in {"isolated", "ingress_controller"}:
                 self._start(group, self._reflector(Node, objects.read_node, self._nodes_changed), self.cluster)
+            if self.ingress_controller:
+                self.through = FollowedController(self.client, self.ingress_controller, self.nodes, self._controller_looked)
+                for reflector in self.through.reflectors:
+                    self._start(group, reflector, self.cluster)
             if await self._may_list(Service) and await self._may_list(EndpointSlice):
                 self._open(group, ALL_NS)
             elif await self._may_list(Namespace):
-                reflector = self._reflector(
-                    Namespace, self._read_namespace, lambda differences: self._namespaces_changed(group, differences)
-                )
-                self._start(group, reflector, self.cluster)
+                changed = partial(self._namespaces_changed, group)
+                self._start(group, self._reflector(Namespace, self._read_namespace, changed), self.cluster)
             else:
                 self._open_known(group, own_namespace)
             self.opened = True
 
     def service(self, key: str) -> DiscoveredService:
-        return objects.discovered(self.services[key], self.slices.get(key, {}).values(), self.nodes, self.delivery)
+        declared, slices = self.services[key], self.slices.get(key, {}).values()
+        if self.through:
+            return through(self.through.controller, declared, slices)
+        return objects.discovered(declared, slices, self.nodes, self.delivery)
 
     def complete(self) -> bool:
         """Whether everything has been read that may be read."""
@@ -294,7 +305,13 @@ class _Connection:
                 del self.nodes[old.name]
             if new:
                 self.nodes[new.name] = new
-        self.update(tuple(self.services) if differences else ())
+        if self.through:
+            self.through.look()
+        else:
+            self.update(tuple(self.services) if differences else ())
+
+    def _controller_looked(self, *, changed: bool) -> None:
+        self.update(tuple(self.services) if changed else ())
 
 
 def _with(services: Mapping[str, DiscoveredService], keys: Iterable[str], connection: _Connection) -> Mapping[str, DiscoveredService]:

@@ -47,6 +47,8 @@ class DeclaredService:
     cluster_ips: tuple[str, ...]
     """One of each family; none if it is headless."""
     families: tuple[int, ...]
+    balancers: tuple[str, ...]
+    """Addresses or names of its load balancer, as far as it has one."""
 
     @property
     def key(self) -> str:
@@ -85,6 +87,7 @@ class Node:
 
 def read_service(body: core_v1.Service) -> DeclaredService:
     metadata, spec = body.metadata or ObjectMeta(), body.spec or core_v1.ServiceSpec()
+    balanced = body.status.loadBalancer.ingress if body.status and body.status.loadBalancer else None
     return DeclaredService(
         namespace=metadata.namespace or "",
         name=metadata.name or "",
@@ -97,6 +100,7 @@ def read_service(body: core_v1.Service) -> DeclaredService:
         only_inside=spec.internalTrafficPolicy == "Local",
         cluster_ips=tuple(filter(_is_address, spec.clusterIPs or (spec.clusterIP or "",))),
         families=tuple(6 if family == "IPv6" else 4 for family in spec.ipFamilies or ("IPv4",)),
+        balancers=tuple(filter(None, (one.ip or one.hostname for one in balanced or ()))),
     )
 
 
@@ -130,7 +134,7 @@ def discovered(declared: DeclaredService, slices: Iterable[Slice], nodes: Mappin
     if delivery == "reachable":
         at = partial(_at_pods, slices=slices)
     elif delivery == "isolated":
-        at = partial(_at_nodes, addresses=_node_addresses(declared, slices, nodes))
+        at = partial(_at_nodes, addresses=node_addresses(declared, slices, nodes))
     else:
         at = partial(_at_cluster_ips, addresses=declared.cluster_ips if _hosts(slices) and not reason else ())
     return Service(
@@ -185,7 +189,7 @@ def _hosts(slices: Iterable[Slice]) -> set[str]:
     return {ready.node for part in slices for ready in part.endpoints}
 
 
-def _node_addresses(declared: DeclaredService, slices: tuple[Slice, ...], nodes: Mapping[str, Node]) -> tuple[str, ...]:
+def node_addresses(declared: DeclaredService, slices: tuple[Slice, ...], nodes: Mapping[str, Node]) -> tuple[str, ...]:
     """Nodes that lead to a ready endpoint; none if there is none."""
     hosts = _hosts(slices)
     if not hosts:

@@ -325,7 +325,8 @@ async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
 
 def _what(resource: type[Resource], namespace: str, name: str) -> str:
     place = "" if namespace == ALL_NS else f" in {namespace}"
-    return f"{resource.__name__} {name}{place}" if name else f"{resource.__name__}s{place}"
+    plural = f"{resource.__name__}{'es' if resource.__name__.endswith('s') else 's'}"
+    return f"{resource.__name__} {name}{place}" if name else f"{plural}{place}"
 
 
 def _refusal(what: str, response: httpx2.Response) -> ReadFailed:

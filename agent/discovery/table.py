@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Literal
 
 from agent.envoy.inputs import Endpoint
@@ -9,6 +10,7 @@ from agent.protocol.items import Origin
 from agent.protocol.report import (
     MOST_ENDPOINTS,
     MOST_ENDPOINTS_NAMED,
+    MOST_HOSTS,
     MOST_LABELS,
     MOST_PORTS,
     MOST_SERVICES,
@@ -16,12 +18,12 @@ from agent.protocol.report import (
     ServicePort,
 )
 
-Delivery = Literal["isolated", "reachable", "cluster_ip"]
+Delivery = Literal["isolated", "reachable", "cluster_ip", "ingress_controller"]
 
 
 @dataclass(frozen=True)
 class Port:
-    """One port of a service, and its ready endpoints, sorted: pods, or what leads to them."""
+    """One port of a service, and its ready endpoints, sorted: pods, or what leads to them, which may be a DNS name."""
 
     name: str
     port: int
@@ -43,7 +45,9 @@ class Service:
     any_port: tuple[str, ...] = ()
     """Ready addresses whose EndpointSlices say nothing of ports."""
     external_name: str = ""
-    delivery: Literal["isolated", "reachable", "cluster_ip", "external_name", "none"] = "reachable"
+    hosts: tuple[str, ...] = ()
+    """Under which an ingress controller leads to it, sorted; `*` is any."""
+    delivery: Literal["isolated", "reachable", "cluster_ip", "ingress_controller", "external_name", "none"] = "reachable"
     """How it is reached."""
     reason: str = ""
     """Why it is not."""
@@ -91,6 +95,7 @@ class ServiceTable:
             ports=tuple(_reported_port(port, most_endpoints) for port in service.ports[:MOST_PORTS]),
             endpoints=service.ready,
             delivery=service.delivery,
+            hosts=service.hosts[:MOST_HOSTS],
             reason=service.reason,
         )
 
@@ -110,31 +115,46 @@ Names = Mapping[str, tuple[str, ...]]
 
 
 def resolve(origin: Origin, tables: Iterable[ServiceTable], names: Names | None = None) -> tuple[Endpoint, ...]:
-    """The endpoints that an origin means now, sorted; of all clusters with its cluster id.
+    """The endpoints that an origin means now, sorted.
 
     `origin.port` is the port of the service, as F5 XC has it. If the service has no such port, it is the port on which its pods listen.
     """
     if origin.type == "ip":
         return (Endpoint(origin.address or "", origin.port),)
-    if origin.type == "dns":
-        return _named(origin.address or "", origin.port, names or {})
-    found: set[Endpoint] = set()
-    for service in _services(origin, tables):
-        found.update(_named(service.external_name, origin.port, names or {}) if service.external_name else service.endpoints(origin.port))
+    found = {each for named in _named(origin, tables) for each in _addressed(named, names or {})}
     return tuple(sorted(found))
 
 
 def needed_names(origin: Origin, tables: Iterable[ServiceTable]) -> frozenset[str]:
     """DNS names that `resolve` looks up for an origin."""
-    if origin.type == "dns":
-        return frozenset({origin.address or ""})
-    return frozenset(service.external_name for service in _services(origin, tables) if service.external_name)
+    return frozenset(named.address for named in _named(origin, tables) if not _is_address(named.address))
 
 
-def _services(origin: Origin, tables: Iterable[ServiceTable]) -> list[Service]:
+def _named(origin: Origin, tables: Iterable[ServiceTable]) -> tuple[Endpoint, ...]:
+    """Its endpoints, some of which may be DNS names."""
+    if origin.type != "k8s_service":
+        return (Endpoint(origin.address or "", origin.port),)
+    service = _service(origin, tables)
+    if service is None:
+        return ()
+    return (Endpoint(service.external_name, origin.port),) if service.external_name else service.endpoints(origin.port)
+
+
+def _service(origin: Origin, tables: Iterable[ServiceTable]) -> Service | None:
+    """Of the first cluster with this id that has it: services of several clusters never mix."""
     name, _, cluster_id = (origin.service or "").partition(":")
-    return [table.services[name] for table in tables if table.cluster_id == cluster_id and name in table.services]
+    return next((table.services[name] for table in tables if table.cluster_id == cluster_id and name in table.services), None)
 
 
-def _named(name: str, port: int, names: Names) -> tuple[Endpoint, ...]:
-    return tuple(Endpoint(address, port) for address in names.get(name, ()))
+def _addressed(endpoint: Endpoint, names: Names) -> tuple[Endpoint, ...]:
+    if _is_address(endpoint.address):
+        return (endpoint,)
+    return tuple(Endpoint(address, endpoint.port) for address in names.get(endpoint.address, ()))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -440,6 +440,14 @@ class NamespaceMapping(Body):
     namespace: str
 
 
+class IngressController(Body):
+    service: str
+    """`name.namespace`."""
+    port: int
+    ingress_class: str = ""
+    """Empty: any Ingress is one of its."""
+
+
 class Discovery(Body):
     """One cluster that this site watches; keyed `namespace/name`. A node inside a cluster watches that one without being told."""
 
@@ -452,7 +460,9 @@ class Discovery(Body):
     trusted_ca_pem: str = ""
     in_cluster: bool = False
     cluster_id: str = ""
-    delivery: Literal["isolated", "reachable", "cluster_ip"] = "reachable"
+    delivery: Literal["isolated", "reachable", "cluster_ip", "ingress_controller"] = "reachable"
+    ingress_controller: IngressController | None = None
+    """Where it is, if services are delivered through it."""
     namespace_mapping: tuple[NamespaceMapping, ...] = ()
     """Empty: every namespace is discovered."""
 

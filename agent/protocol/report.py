@@ -22,6 +22,7 @@ ItemKey = Annotated[str, Field(max_length=300)]
 """`namespace/name`, or a name of ours."""
 
 MOST_WARNINGS = 16
+MOST_HOSTS = 16
 MOST_REJECTED = 256
 """More than these a node cannot tell; it then says that nothing is applied."""
 MOST_PORTS = 64
@@ -97,7 +98,9 @@ class DiscoveredService(Message):
     endpoints: Count = 0
     """Ready ones."""
     delivery: Word = "reachable"
-    """How it is reached: `reachable`, `isolated`, `cluster_ip` as discoveries have it, `external_name`, or `none`."""
+    """How it is reached: `reachable`, `isolated`, `cluster_ip`, `ingress_controller` as discoveries have it, `external_name`, or `none`."""
+    hosts: tuple[Word, ...] = Field((), max_length=MOST_HOSTS)
+    """Under which an ingress controller leads to it, `*` for any; the first ones."""
     reason: Word = ""
     """Why it is not."""
 

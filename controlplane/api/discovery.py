@@ -78,6 +78,7 @@ def _shown(caller: Caller, namespace: str, found: Found) -> Json:
                 "ports": [port.model_dump(mode="json") for port in service.ports],
                 "ready_endpoints": service.endpoints,
                 "delivery": service.delivery,
+                "hosts": service.hosts,
                 "delivery_reason": service.reason,
             },
             "visibility_disabled": {},

@@ -1,7 +1,7 @@
 """Discoveries as items, and the sites that watch."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
@@ -10,7 +10,7 @@ from controlplane.compile.members import Topology
 from controlplane.compile.snapshot import CompiledItem
 from controlplane.compile.tls import inline_text, secret_ref
 from controlplane.resources.base import Stored
-from controlplane.resources.discovery import ConnectionInfo, Discovery, TlsInfo
+from controlplane.resources.discovery import AccessInfo, ConnectionInfo, Discovery, IngressController, TlsInfo
 
 
 def watching(discovery: Stored[Discovery], topology: Topology) -> frozenset[str]:
@@ -34,7 +34,8 @@ def discovery_item(stored: Stored[Discovery]) -> CompiledItem | None:
         kubeconfig=secret_ref(access.kubeconfig_url) if access.kubeconfig_url else None,
         in_cluster=bool(access.in_cluster),
         cluster_id=stored.spec.cluster_id or "",
-        delivery="reachable" if access.reachable else "cluster_ip" if access.cluster_ip else "isolated",
+        delivery=_delivery(access),
+        ingress_controller=_controller(access.ingress_controller) if access.ingress_controller else None,
         namespace_mapping=tuple(
             items.NamespaceMapping(namespace_regex=item.namespace_regex, namespace=item.namespace)
             for item in (mapping.items if mapping else ())
@@ -43,6 +44,16 @@ def discovery_item(stored: Stored[Discovery]) -> CompiledItem | None:
     if access.connection_info:
         body = body.model_copy(update=_connection(access.connection_info))
     return CompiledItem.of(ItemKind.DISCOVERY, str(stored.key), body)
+
+
+def _delivery(access: AccessInfo) -> Literal["isolated", "reachable", "cluster_ip", "ingress_controller"]:
+    if access.ingress_controller:
+        return "ingress_controller"
+    return "reachable" if access.reachable else "cluster_ip" if access.cluster_ip else "isolated"
+
+
+def _controller(controller: IngressController) -> items.IngressController:
+    return items.IngressController(service=controller.service_name, port=controller.port, ingress_class=controller.ingress_class or "")
 
 
 def _connection(connection: ConnectionInfo) -> dict[str, Any]:

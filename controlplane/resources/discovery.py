@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from controlplane.resources.base import Choice, Empty, Flag, Name, Resource, SiteRef, Value, VirtualSiteRef
 from controlplane.resources.enumeration import Names
-from controlplane.resources.scalars import DnsName, Regex, is_port
+from controlplane.resources.scalars import DnsName, Port, Regex, ServiceName, is_port
 from controlplane.resources.secrets import Secret
 from controlplane.resources.tls import CertificateChain
 
@@ -81,10 +81,25 @@ class ConnectionInfo(Value):
     tls_info: TlsInfo | None = None
 
 
+def _in_no_cluster(text: str) -> str:
+    if ":" in text:
+        raise ValueError("should be <service>.<namespace>: it is in the cluster that is discovered")
+    return text
+
+
+class IngressController(Value):
+    service_name: Annotated[ServiceName, AfterValidator(_in_no_cluster)]
+    """`service.namespace` of the controller's own Service."""
+    port: Port = 80
+    """Of that Service."""
+    ingress_class: Name | None = None
+    """Only Ingresses of this class say which hosts lead to which services; without it, all do."""
+
+
 class AccessInfo(Value):
     choices = (
         Choice("config_type", ("kubeconfig_url", "connection_info", "in_cluster"), required=True),
-        Choice("pod_network", ("isolated", "reachable", "cluster_ip"), default="isolated"),
+        Choice("pod_network", ("isolated", "reachable", "cluster_ip", "ingress_controller"), default="isolated"),
     )
 
     kubeconfig_url: Secret | None = None
@@ -96,6 +111,8 @@ class AccessInfo(Value):
     """Pods are called at their own addresses."""
     cluster_ip: Empty | None = None
     """Services are called at their cluster IPs, where those are routed to the cluster."""
+    ingress_controller: IngressController | None = None
+    """HTTP services are called through an ingress controller of the cluster, at its load balancer or node port, under the hosts of their Ingresses."""
 
 
 class PublishInfo(Value):

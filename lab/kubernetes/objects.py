@@ -70,6 +70,22 @@ def node(name: str, *addresses: str, ready: bool = True) -> Body:
     }
 
 
+def ingress(
+    name: str, namespace: str, hosts: Mapping[str, tuple[str, int | str]], *, path: str = "/", ingress_class: str = "nginx"
+) -> Body:
+    """Each host leads to a port, by number or name, of a service."""
+    rules = []
+    for host, (service, port) in hosts.items():
+        backend = {"service": {"name": service, "port": {"number" if isinstance(port, int) else "name": port}}}
+        rules.append({"host": host, "http": {"paths": [{"path": path, "pathType": "Prefix", "backend": backend}]}})
+    return {
+        "kind": "Ingress",
+        "apiVersion": "networking.k8s.io/v1",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"ingressClassName": ingress_class, "rules": rules},
+    }
+
+
 def account(name: str, namespace: str) -> Body:
     return {"kind": "ServiceAccount", "apiVersion": "v1", "metadata": {"name": name, "namespace": namespace}}
 

@@ -75,5 +75,29 @@ async def test_new_credentials_do_not_take_endpoints_away(emulator: Emulator, ap
         await origins.close()
 
 
+async def test_clusters_without_an_id_do_not_mix_and_it_is_said_which_services_are_hidden(emulator: Emulator, api: Client) -> None:
+    """The same cluster twice, told apart by how its services are delivered."""
+    kubeconfig = emulator.kubeconfig.read_bytes()
+    origins = SiteOrigins("here", lambda: from_kubeconfig(kubeconfig), lambda: {GOOD: kubeconfig}, lambda: None)
+    cluster_ip = (await api.get("Service", "cart", "shop"))["spec"]["clusterIP"]
+
+    async def connected() -> bool:
+        return [report.connected for report in origins.reports] == [True, True]
+
+    try:
+        origins.follow(wanted := snapshot("cart.shop", Discovery(kubeconfig=GOOD, delivery="cluster_ip")))
+        await until(connected, "both clusters")
+        assert origins.endpoints(wanted, {})[CART] == (Endpoint("10.1.0.1", 8080),)
+        own, second = origins.reports
+        assert own.reason == ""
+        assert second.reason.startswith("1 services such as cart.shop are not used, for in-cluster has services of these names")
+        origins.follow(wanted := snapshot("cart.shop:far", Discovery(kubeconfig=GOOD, delivery="cluster_ip", cluster_id="far")))
+        await until(connected, "both clusters")
+        assert origins.endpoints(wanted, {})[CART] == (Endpoint(cluster_ip, 80),)
+        assert [report.reason for report in origins.reports] == ["", ""]
+    finally:
+        await origins.close()
+
+
 async def _reason(origins: SiteOrigins) -> bool:
     return any("cannot be read" in report.reason for report in origins.reports)

@@ -39,6 +39,31 @@ def disabled(made: Body) -> Body:
     return {**made, "metadata": {**made["metadata"], "disable": True}}
 
 
+@pytest.mark.parametrize(
+    ("said", "delivery", "controller"),
+    [
+        ({}, "isolated", None),
+        ({"reachable": {}}, "reachable", None),
+        ({"cluster_ip": {}}, "cluster_ip", None),
+        (
+            {"ingress_controller": {"service_name": "nginx.ingress"}},
+            "ingress_controller",
+            items.IngressController(service="nginx.ingress", port=80),
+        ),
+        (
+            {"ingress_controller": {"service_name": "nginx.ingress", "port": 443, "ingress_class": "nginx"}},
+            "ingress_controller",
+            items.IngressController(service="nginx.ingress", port=443, ingress_class="nginx"),
+        ),
+    ],
+)
+def test_each_discovery_says_how_its_services_are_delivered(said: Body, delivery: str, controller: items.IngressController | None) -> None:
+    where = {"site": {"ref": [{"namespace": "system", "name": "a"}]}}
+    spec = {"where": where, "discovery_k8s": {"access_info": {"in_cluster": True, **said}}}
+    found = item(intent(site("a"), body("discovery", "d", spec)), ItemKind.DISCOVERY, "shop/d")
+    assert (found.delivery, found.ingress_controller) == (delivery, controller)
+
+
 def test_a_disabled_policy_does_not_apply() -> None:
     on, off = policy("p", allow_all_requests={}), disabled(policy("q", deny_all_requests={}))
     assert applied(on, off, asks=("q", "p")) == ("shop/p",)

@@ -28,8 +28,16 @@ def test_a_service_without_a_cluster_is_not_looked_for_in_clusters_with_an_id() 
     assert resolve(k8s("cart.shop:west"), tables) == ()
 
 
-def test_the_same_service_in_two_clusters_of_one_id_has_the_endpoints_of_both_once() -> None:
-    assert resolve(k8s("cart.shop"), [table(service("cart", B, A)), table(service("cart", A))]) == (A, B)
+def test_services_of_the_same_name_in_two_clusters_of_one_id_stay_apart() -> None:
+    assert resolve(k8s("cart.shop"), [table(service("cart", A)), table(service("cart", B))]) == (A,)
+    assert resolve(k8s("cart.shop"), [table(), table(service("cart", B))]) == (B,)
+
+
+def test_an_endpoint_may_have_a_name_that_is_looked_up() -> None:
+    tables = [table(service("cart", A, Endpoint("lb.example.com", 80)))]
+    assert needed_names(k8s("cart.shop"), tables) == {"lb.example.com"}
+    assert resolve(k8s("cart.shop"), tables) == (A,)
+    assert resolve(k8s("cart.shop"), tables, {"lb.example.com": ("10.0.0.9",)}) == (A, Endpoint("10.0.0.9", 80))
 
 
 def test_an_unknown_service_has_no_endpoints() -> None:

@@ -363,6 +363,23 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "spec.discovery_k8s.publish_info.publish",
         "publishing is not supported yet",
     ),
+    "an ingress controller of another cluster": (
+        "discovery",
+        changed(
+            "discovery", discovery_k8s={"access_info": {"in_cluster": True, "ingress_controller": {"service_name": "nginx.ingress:far"}}}
+        ),
+        "spec.discovery_k8s.access_info.ingress_controller.service_name",
+        "should be <service>.<namespace>: it is in the cluster that is discovered",
+    ),
+    "two deliveries": (
+        "discovery",
+        changed(
+            "discovery",
+            discovery_k8s={"access_info": {"in_cluster": True, "isolated": {}, "ingress_controller": {"service_name": "nginx.ingress"}}},
+        ),
+        "spec.discovery_k8s.access_info.pod_network",
+        "ingress_controller and isolated exclude each other, give one of them",
+    ),
     "Consul discovery": (
         "discovery",
         {"where": SMALLEST["discovery"]["where"], "discovery_consul": {}},
