@@ -292,6 +292,7 @@ class Node:
             "control_plane": self._control.url,
             "connected": self._intake.connected,
             "last_error": self._heartbeats.last_error,
+            "gateways": [f"{it.host}:{it.port}" for it in self.gateways or ()],
             "envoy": self.proxy,
             "envoy_pid": self._proxy.pid,
             "applied": verdict.applied_hash,

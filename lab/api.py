@@ -64,6 +64,13 @@ class Api:
     async def status(self, kind: str, name: str, *, namespace: str | None = None) -> Any:
         return await self.request("GET", f"{_path(kind, _space(kind, namespace))}/{name}/status")
 
+    async def manifest(self, site: str) -> str:
+        """YAML that installs an agent of a site in a cluster."""
+        answer = await self.client.post(f"{_path('token', 'system')}/{site}/manifest")
+        if not answer.is_success:
+            raise Refused(answer)
+        return answer.text
+
     async def applied(
         self, kind: str, name: str, *, namespace: str | None = None, revision: int | None = None, offline: str = "fail", timeout_s: int = 30
     ) -> Any:

@@ -17,6 +17,8 @@ from lab.wait import until
 API_PORT = 6443
 NAMESPACE = "shop"
 """The Kubernetes namespace of the sample services."""
+_ADMINISTRATOR = "administrator"
+"""Its bearer token."""
 SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
 
 
@@ -65,6 +67,8 @@ class Cluster:
     place: Place
     directory: Path
     mark: str
+    secured: bool = False
+    """Whether the API has TLS, and roles for all but its administrator. kubectl shows credentials to no other."""
     services: dict[str, Service] = field(default_factory=dict)
     url: str = ""
     """Of the API, for the lab, once it has started."""
@@ -72,19 +76,30 @@ class Cluster:
     _api: httpx.AsyncClient | None = None
 
     def __post_init__(self) -> None:
-        listen = f"{self.place.cluster}:{API_PORT}"
-        argv = [sys.executable, "-m", "lab.kubernetes", "--listen", listen, "--kubeconfig-out", str(self.kubeconfig), "--state", "objects"]
+        argv = [sys.executable, "-m", "lab.kubernetes", "--listen", self.address, "--kubeconfig-out", str(self.kubeconfig)]
+        argv += ["--state", "objects", *(("--tls", "--token", _ADMINISTRATOR) if self.secured else ())]
         self.emulator = Process("kubernetes", argv, self.place, self.directory, self.mark)
+
+    @property
+    def address(self) -> str:
+        """Of the API, in the cluster's own network."""
+        return f"{self.place.cluster}:{API_PORT}"
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """Arguments of an HTTP client of the lab's, as an administrator; the certificate is for the address in the cluster's network."""
+        headers = {"Authorization": f"Bearer {_ADMINISTRATOR}"} if self.secured else {}
+        return {"base_url": self.url, "headers": headers, "verify": False, "timeout": 10, "trust_env": False}
 
     @property
     def kubeconfig(self) -> Path:
         return self.directory / "kubeconfig"
 
-    async def start(self, api_url: str) -> None:
-        """Start the API; `api_url` is how the lab reaches it."""
+    async def start(self, reached: str) -> None:
+        """Start the API; `reached` is `host:port` at which the lab does."""
         await self.emulator.start()
-        self.url = api_url
-        self._api = httpx.AsyncClient(base_url=api_url, timeout=10, trust_env=False)
+        self.url = f"{'https' if self.secured else 'http'}://{reached}"
+        self._api = httpx.AsyncClient(**self.connection)
         await until(self._answers, f"the Kubernetes API of {self.place.name}")
         await self._post("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
 

@@ -20,12 +20,15 @@ from types import TracebackType
 from typing import Self
 
 import httpx
+import httpx2
 
 from lab.api import NAMESPACE, Api, Refused
 from lab.cluster import API_PORT, Cluster
 from lab.controlplane import ControlPlane, free_port, ready
 from lab.faults import can_filter, outbound_only
 from lab.forwarder import Forwarder
+from lab.installed import NODE_PORT, POD, Kubelet, apply
+from lab.kubernetes.client import Client
 from lab.network import Network, Place, build
 from lab.postgres import Pair, Postgres, pair, stored_in
 from lab.process import BIN, Process, end_marked, end_orphans
@@ -49,6 +52,7 @@ class Fabric:
         edges: Sequence[str] = (),
         nodes: Mapping[str, int] | None = None,
         outbound: Collection[str] = (),
+        installed: Collection[str] = (),
         mesh: bool = True,
         replicas: int = 1,
         tapped: bool = False,
@@ -56,7 +60,8 @@ class Fabric:
         controlplane_env: Mapping[str, str] | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`nodes` says how many, for sites with more than one; `outbound` sites cannot be dialled; `mesh` puts all sites into one site mesh group;
+        """`nodes` says how many, for sites with more than one; `outbound` sites cannot be dialled; agents of `installed`
+        sites run as pods of their clusters, which needs network namespaces and kubectl; `mesh` puts all sites into one site mesh group;
         `replicas` of the control plane share a database; `tapped` leads every tunnel through a `Forwarder`; `standby` stores everything in a
         `Pair` of databases.
         """
@@ -68,7 +73,7 @@ class Fabric:
         self._mark = f"{os.getpid()}.{next(_numbers)}"
         self._mesh, self._replicas, self._tapped, self._standby = mesh, replicas, tapped, standby
         self.databases: Pair | None = None
-        self._counts, self._outbound = dict(nodes or {}), frozenset(outbound)
+        self._counts, self._outbound, self._installed = dict(nodes or {}), frozenset(outbound), frozenset(installed)
         self._env = dict(controlplane_env or {})
         self._progress = progress
         self._stack = AsyncExitStack()
@@ -172,19 +177,36 @@ class Fabric:
 
     async def _start_cluster(self, name: str) -> Cluster:
         place = self.network.sites[name]
-        cluster = Cluster(place, self.directory / name, self._mark)
+        cluster = Cluster(place, self.directory / name, self._mark, secured=name in self._installed)
         self._stack.push_async_callback(cluster.stop)
         host, port = await self.reach(place, (place.cluster, API_PORT))
-        await cluster.start(f"http://{host}:{port}")
+        await cluster.start(f"{host}:{port}")
         return cluster
 
     async def _start_site(self, name: str, cluster: Cluster) -> None:
+        if name in self._installed:
+            await self._install_site(name, cluster)
+            return
         env = {"AGENT_LABELS": f"{LABEL}=lab", "AGENT_KUBECONFIG": str(cluster.kubeconfig)}
         if name in self._outbound:
             env["AGENT_ADVERTISED_GATEWAY"] = "none"
         self.sites[name] = Site(name, await self._nodes(name, env), cluster)
         if name in self._outbound and can_filter(self.network):
             self._stack.enter_context(outbound_only([node.place for node in self.sites[name].nodes]))
+        await self._join(self.sites[name])
+
+    async def _install_site(self, name: str, cluster: Cluster) -> None:
+        """With one command, as its users do."""
+        place = cluster.place
+        await self.api.create("site", name, {}, labels={LABEL: "lab"})
+        await apply(cluster, await self.api.manifest(name))
+        ways_out = [way for replica in self.replicas if (way := await self.carry_replica(place, replica))]
+        machine = await self.node_port(place, NODE_PORT)
+        kubelet = Kubelet(place, cluster, self.directory / place.name / "agent", self._mark)
+        async with httpx2.AsyncClient(**cluster.connection) as http:
+            agent = await kubelet.pod(Client(http))
+        self._stack.push_async_callback(agent.stop)
+        self.sites[name] = Site(name, (Node(POD, place, agent, machine, ways_out, self),), cluster)
         await self._join(self.sites[name])
 
     async def _start_edge(self, name: str) -> None:
@@ -207,7 +229,7 @@ class Fabric:
         directory = self.directory / place.name / "agent"
         directory.mkdir(parents=True)
         (directory / "token").write_text(token)
-        tap = await self._tap(place) if self._tapped else None
+        tap = await self.tap(place) if self._tapped else None
         ways_out = [way for replica in self.replicas if (way := await self.carry_replica(place, replica))]
         urls = [replica.url for replica in self.replicas]
         agent = agent_of(site, f"{site}-{number}", place, directory, self._mark, {**told(urls, tap, place), **env})
@@ -264,7 +286,12 @@ class Fabric:
         self._stack.push_async_callback(client.aclose)
         return client
 
-    async def _tap(self, place: Place) -> Forwarder:
+    async def node_port(self, place: Place, port: int) -> Forwarder:
+        """What a machine of a cluster does for the gateway's Service."""
+        return await self._forward(place, (place.underlay, port), place, (place.inside, GATEWAY_PORT))
+
+    async def tap(self, place: Place) -> Forwarder:
+        """Something in front of the gateway at a place, at an address of its own: a wiretap, or a load balancer."""
         number, wan = next(self._taps), self.network.wan
         return await self._forward(wan, (f"{wan.underlay}{number}", GATEWAY_PORT), wan, (place.underlay, GATEWAY_PORT))
 

@@ -126,6 +126,15 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+_BIND = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit; shift 2; done; shift; exec "$@"'
+
+
+def with_files(argv: Sequence[str], files: Mapping[str, Path]) -> list[str]:
+    """The same program where these paths are files or directories of the lab: in a mount namespace of its own, which takes root."""
+    pairs = [part for path, file in files.items() for part in (str(file), path)]
+    return ["unshare", "--mount", "sh", "-c", _BIND, "with-files", *pairs, "--", *argv]
+
+
 def end_marked(mark: str) -> None:
     """Kill whatever a fabric left behind, grandchildren such as Envoy included."""
     for pid, other in _marked():

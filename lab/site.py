@@ -27,7 +27,7 @@ class Node:
     place: Place
     agent: Process
     tap: Forwarder | None
-    """Stands before the gateway when the fabric is tapped: what peers send to this node passes through it."""
+    """Stands before the gateway when the fabric is tapped, or the agent installed in a cluster: what peers send to this node passes through it."""
     ways_out: list[Forwarder]
     """To the replicas of the control plane, where the node's place is not the lab's own."""
     fabric: "Fabric" = field(repr=False)
