@@ -6,8 +6,11 @@ from base64 import b64encode
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 
+from lab.kubernetes import objects
+from lab.kubernetes.client import Client
 from lab.process import Process
 from lab.specs import k8s_pool
 from lab.wait import until
@@ -265,16 +268,37 @@ class Kubernetes:
         }
         await self.post("/apis/discovery.k8s.io/v1/namespaces/elsewhere/endpointslices", slice_)
 
+    async def add_ingress(self, controller: Origin, host: str) -> None:
+        """An ingress controller behind a load balancer, which knows `far` by this host."""
+        status = {"loadBalancer": {"ingress": [{"ip": controller.address}]}}
+        service = objects.service("nginx", "elsewhere", controller.port, type="LoadBalancer") | {"status": status}
+        await self.post("/api/v1/namespaces/elsewhere/services", service)
+        ingress = objects.ingress("far", "elsewhere", {host: ("far", 80)})
+        await self.post("/apis/networking.k8s.io/v1/namespaces/elsewhere/ingresses", ingress)
+
 
 async def test_services_of_another_cluster_are_found_by_its_kubeconfig_and_id(sites: TwoSites) -> None:
-    pod = await sites.origin("b", "pod")
+    """Those of the site's own cluster that have the same name stay apart."""
+    pod, ingress, own = [await sites.origin("b", name) for name in ("pod", "ingress", "own")]
     node = await sites.origin("b", "node", port=30_080)
     cluster = Kubernetes(sites)
     await cluster.start()
     await cluster.add_service(pod, node)
+    await cluster.add_ingress(ingress, "far-through.test")
+    async with httpx2.AsyncClient(**sites.fabric.site("b").cluster.connection) as http:
+        api = Client(http)
+        await api.create(objects.namespace("elsewhere"))
+        await api.create(objects.service("far", "elsewhere"))
+        await api.set_endpoints("far", "elsewhere", [own.address], own.port)
     kubeconfig = "string:///" + b64encode(cluster.kubeconfig.read_bytes()).decode()
-    for cluster_id, delivery in (("open", "reachable"), ("shut", "isolated")):
-        access = {"kubeconfig_url": {"clear_secret_info": {"url": kubeconfig}}, delivery: {}}
+    controller = {"service_name": "nginx.elsewhere", "port": 8080, "ingress_class": "nginx"}
+    deliveries: dict[str, tuple[str, dict[str, Any]]] = {
+        "open": ("reachable", {}),
+        "shut": ("isolated", {}),
+        "through": ("ingress_controller", controller),
+    }
+    for cluster_id, (delivery, how) in deliveries.items():
+        access = {"kubeconfig_url": {"clear_secret_info": {"url": kubeconfig}}, delivery: how}
         where = {"site": {"ref": [{"namespace": "system", "name": "b"}], "network_type": "VIRTUAL_NETWORK_SITE_LOCAL"}}
         spec = {"where": where, "cluster_id": cluster_id, "discovery_k8s": {"access_info": access, "publish_info": {"disable": {}}}}
         await sites.make("discovery", cluster_id, spec, namespace="system")
@@ -282,12 +306,38 @@ async def test_services_of_another_cluster_are_found_by_its_kubeconfig_and_id(si
         assert read["spec"]["discovery_k8s"]["access_info"]["kubeconfig_url"].keys() == {"blindfold_secret_info"}
         assert "let-me-in" not in str(read)
         assert kubeconfig not in str(read)
-        server = {"service_name": f"far.elsewhere:{cluster_id}", "site_locator": locator("b"), "inside_network": {}}
-        await sites.fabric.api.create("origin_pool", f"far-{cluster_id}", {"origin_servers": [{"k8s_service": server}], "port": 80})
-        await sites.load_balancer(f"far-{cluster_id}", f"far-{cluster_id}")
+        await far(sites, f"far-{cluster_id}", f"far.elsewhere:{cluster_id}")
+    await far(sites, "far-own", "far.elsewhere")
     await sites.settles("far-open.test", {"pod"}, 2)
     await sites.settles("far-shut.test", {"node"}, 2)
-    unnamed = {"service_name": "far.elsewhere", "site_locator": locator("b"), "inside_network": {}}
-    await sites.fabric.api.create("origin_pool", "far-unnamed", {"origin_servers": [{"k8s_service": unnamed}], "port": 80})
-    assert (await sites.call(await sites.load_balancer("far-unnamed", "far-unnamed"))).status_code == 503
+    await sites.settles("far-through.test", {"ingress"}, 2)
+    assert ingress.seen[-1].headers["host"] == "far-through.test"
+    await sites.settles("far-own.test", {"own"}, 2)
+    assert await deliveries_shown(sites) == {
+        "": ("reachable", []),
+        "open": ("reachable", []),
+        "shut": ("isolated", []),
+        "through": ("ingress_controller", ["far-through.test"]),
+    }
     await cluster.client.aclose()
+
+
+async def far(sites: TwoSites, name: str, service: str) -> None:
+    """A load balancer `<name>.test` for a service of a cluster that `b` discovers."""
+    server = {"service_name": service, "site_locator": locator("b"), "inside_network": {}}
+    await sites.fabric.api.create("origin_pool", name, {"origin_servers": [{"k8s_service": server}], "port": 80})
+    await sites.load_balancer(name, name)
+
+
+async def deliveries_shown(sites: TwoSites) -> dict[str, tuple[str, list[str]]]:
+    """By cluster id: how `far` is delivered, and under which hosts."""
+    shown: dict[str, tuple[str, list[str]]] = {}
+
+    async def all_four() -> bool:
+        answer = await sites.fabric.api.request("GET", "/api/discovery/namespaces/system/discovered_services?service=far&site=b")
+        services = [item["get_spec"]["k8s_service"] for item in answer["items"]]
+        shown.update({each["cluster_id"]: (each["delivery"], each["hosts"]) for each in services})
+        return len(shown) == 4
+
+    await until(all_four, "the services to be reported")
+    return shown
