@@ -14,6 +14,7 @@ from lightkube.resources.coordination_v1 import Lease
 from msgspec.structs import replace
 
 from agent.cluster import CONFLICT, Cluster, ObjectRefused
+from agent.discovery.kubeconfig import ClusterAccess
 from agent.published import NODE, Publisher
 
 LEASE_S = 30
@@ -44,12 +45,22 @@ class Leases:
                 found.add(node)
         return frozenset(found)
 
+    async def lead(self, cluster: Cluster, namespace: str, duty: str) -> bool:
+        """Whether this node holds the site's Lease for that duty, and not another."""
+        return await self._hold(cluster, namespace, f"isthmus-{self.who.site_id}-{duty}", self.who.site_labels)
+
+    async def resign(self, cluster: Cluster, namespace: str, duty: str) -> None:
+        await self._let_go(cluster, namespace, f"isthmus-{self.who.site_id}-{duty}")
+
     async def release(self, cluster: Cluster, namespace: str) -> None:
         """Of this node: others need not wait for them to run out."""
         for name in (f"isthmus-{self.who.node_id}", f"isthmus-{self.who.site_id}"):
-            lease = await cluster.get(Lease, name, namespace)
-            if lease and lease.spec and lease.spec.holderIdentity == self.who.node_id:
-                await _quietly_delete(cluster, lease)
+            await self._let_go(cluster, namespace, name)
+
+    async def _let_go(self, cluster: Cluster, namespace: str, name: str) -> None:
+        lease = await cluster.get(Lease, name, namespace)
+        if lease and lease.spec and lease.spec.holderIdentity == self.who.node_id:
+            await _quietly_delete(cluster, lease)
 
     async def _hold(self, cluster: Cluster, namespace: str, name: str, labels: Mapping[str, str]) -> bool:
         """Take or renew a Lease; False if another node has it, or was quicker."""
@@ -80,6 +91,11 @@ class Leases:
             self._seen[name] = (version, self.clock())
         held = lease.spec is not None and bool(lease.spec.holderIdentity)
         return not held or self.clock() > self._seen[name][1] + LEASE_S
+
+
+def home(access: ClusterAccess) -> str:
+    """Where Leases are kept."""
+    return access.namespace or "default"
 
 
 async def _quietly_delete(cluster: Cluster, lease: Lease) -> None:

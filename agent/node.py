@@ -16,6 +16,7 @@ import certifi
 from agent.advertise import Advertiser
 from agent.control import ControlPlane
 from agent.discovery.kubeconfig import ClusterAccess
+from agent.election import Election
 from agent.enrol import Identity
 from agent.envoy.bootstrap import bootstrap
 from agent.envoy.inputs import Addresses, AgentSnapshot, NodeIdentity, body
@@ -23,6 +24,7 @@ from agent.envoy.resources import Resources
 from agent.errors import Misconfigured, Retired
 from agent.forward import Forwarder
 from agent.intake import Intake, restored
+from agent.leases import Leases
 from agent.log import log
 from agent.origins import SiteOrigins
 from agent.paths import home_edges
@@ -113,8 +115,9 @@ class Node:
         self._probes = Probes(run_dir / "probe.sock", self._nudge, saved.dials, saved.paths)
         self._edges = Probes(run_dir / "probe.sock", lambda: None)
         self._origins = SiteOrigins(node.site_id, self.cluster, lambda: self._intake.current.secrets, self._nudge)
+        publisher = Publisher(node.site_id, node.node_id, _addresses(settings).service)
         self._publishing = Publishing(
-            Publisher(node.site_id, node.node_id, _addresses(settings).service),
+            publisher,
             self.cluster if settings.publish else None,
             lambda: self._reconciler.good if self.serves else None,
             self._nudge,
@@ -137,6 +140,8 @@ class Node:
         )
         self._keeper = Keeper(self.directory, self._reconciler.to_save)
         self._reports = Reports(self._control, self, boot_id, self._metrics)
+        electing = self.cluster if settings.leader_election else None
+        self._election = Election(Leases(publisher), "discovery", electing, self._reports.look)
         self._heartbeats = Heartbeats(self._control, self, boot_id, VERSION, self._reports.resend, self._identity.hurry)
         self._advertiser = Advertiser(settings, node.node_id, lambda: self._control.url, self._reports.look, self.cluster)
         self._forwarders = () if settings.forward_address is None else (self._forwarder(settings.forward_address),)
@@ -170,14 +175,14 @@ class Node:
                 log.error("this node was retired, stopping", reason=str(retired))
             await self._keeper.flush()
             if retired or stopping.result() is not signal.SIGHUP:
-                await self._publishing.withdraw()
+                await asyncio.gather(self._publishing.withdraw(), self._election.resign())
                 await self._proxy.stop()
             if retired:
                 raise retired
 
     async def _run_until(self, stopping: "asyncio.Future[signal.Signals]") -> None:
         serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape, self._publishing)
-        telling = (self._reports, self._heartbeats, self._advertiser, self._status_file, *self._forwarders)
+        telling = (self._reports, self._heartbeats, self._advertiser, self._election, self._status_file, *self._forwarders)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(loop.run(), name=type(loop).__name__) for loop in (*serving, *telling)]
             tasks.append(group.create_task(self._keep_trusting(), name="trust"))
@@ -249,7 +254,9 @@ class Node:
 
     @property
     def discoveries(self) -> tuple[DiscoveryReport, ...]:
-        return self._origins.reports
+        """All nodes of a site discover the same services: one suffices to tell them."""
+        reports = self._origins.reports
+        return reports if self._election.leads else tuple(report.model_copy(update={"services": None}) for report in reports)
 
     @property
     def origins(self) -> tuple[OriginHealth, ...] | None:
@@ -264,7 +271,15 @@ class Node:
         skew_s = self._control.skew_s
         skew = f"the node's clock is {abs(skew_s):.0f} s {'behind' if skew_s > 0 else 'ahead of'} the control plane's" if skew_s else None
         fault = f"envoy refuses the node's own config: {self.verdict.fault}" if self.verdict.fault else None
-        every = (self._identity.warning, self._keeper.warning, skew, fault, self._heartbeats.warning, self._advertiser.warning)
+        every = (
+            self._identity.warning,
+            self._keeper.warning,
+            skew,
+            fault,
+            self._heartbeats.warning,
+            self._advertiser.warning,
+            self._election.warning,
+        )
         return tuple(text for text in every if text)
 
     @property

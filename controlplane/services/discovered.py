@@ -66,7 +66,7 @@ async def services(database: Database, delivery: Delivery, tenant_id: UUID, name
     """Those that a namespace may see, by name."""
     view, states = await _latest(database, delivery, tenant_id)
     seen = (state for state in states if namespace == ALL or _is_seen(view, state[1].discovery, namespace))
-    found = (Found(view.sites[site_id], state.discovery, service) for site_id, state in seen for service in state.services)
+    found = (Found(view.sites[site_id], state.discovery, service) for site_id, state in seen for service in state.services or ())
     return tuple(sorted(filter(wanted.has, found), key=lambda each: each.name))
 
 
@@ -77,7 +77,7 @@ async def _latest(database: Database, delivery: Delivery, tenant_id: UUID) -> tu
     async with database.sessions(tenant_id) as session:
         states = await observations.discoveries(session, tenant_id, site_of)
     last: dict[tuple[str, str], DiscoveryState] = {}
-    for state in sorted(states, key=lambda state: state.reported_at):
+    for state in sorted((state for state in states if state.services is not None), key=lambda state: state.reported_at):
         last[site_of[state.node_id], state.discovery] = state
     return view, [(site_id, state) for (site_id, _), state in last.items()]
 

@@ -56,7 +56,7 @@ async def take(session: AsyncSession, agent: Agent, report: Report, on_edge: Sna
 
 
 def _discovery(agent: Agent, report: DiscoveryReport, now: datetime) -> DiscoveryState:
-    services = [service.model_dump(mode="json") for service in report.services]
+    services = None if report.services is None else [service.model_dump(mode="json") for service in report.services]
     return DiscoveryState(agent.node.id, report.discovery, report.connected, report.reason, services, now)
 
 

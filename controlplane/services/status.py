@@ -253,7 +253,7 @@ def _found(stored: Stored[Any], found: Iterable[DiscoveryState], said: Iterable[
     own = {report.node.id for report in said}
     cluster = IN_CLUSTER if stored.kind == "site" else str(stored.key)
     states = [state for state in found if state.node_id in own and state.discovery == cluster]
-    return max(states, key=lambda state: state.reported_at, default=None)
+    return max(states, key=lambda state: (state.services is not None, state.reported_at), default=None)
 
 
 def _of_sites(stored: Stored[Any], sites: Iterable[SiteReport]) -> Iterator[Condition]:

@@ -23,8 +23,8 @@ class DiscoveryState:
     """Key of the discovery, or `in-cluster`."""
     connected: bool
     reason: str
-    services: list[Any]
-    """Of `agent.protocol.report.DiscoveredService`, as JSON."""
+    services: list[Any] | None
+    """Of `agent.protocol.report.DiscoveredService`, as JSON. None: another node of the site tells them."""
     reported_at: datetime
 
 

@@ -392,7 +392,7 @@ class DiscoveryReportRow(OfNode, Base):
     discovery: Mapped[str] = mapped_column(primary_key=True)
     connected: Mapped[bool]
     reason: Mapped[str]
-    services: Mapped[list[Any]]
+    services: Mapped[list[Any] | None]
     reported_at: Mapped[datetime]
 
 

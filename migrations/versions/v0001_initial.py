@@ -255,7 +255,7 @@ CREATE TABLE discovery_reports (
     discovery text,
     connected boolean NOT NULL,
     reason text NOT NULL,
-    services jsonb NOT NULL,
+    services jsonb,
     reported_at timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, node_id, discovery),
     {OF_NODE}

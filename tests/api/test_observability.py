@@ -217,6 +217,22 @@ async def test_discovered_services_are_listed_filtered_and_paged(
         assert (await stranger.get(path)).json()["items"] == []
 
 
+async def test_what_one_node_of_a_site_tells_of_services_stays_while_the_others_leave_it_to_that_one(
+    app: FastAPI, user: httpx.AsyncClient
+) -> None:
+    path = "/api/discovery/namespaces/shop/discovered_services"
+    found = DiscoveryReport(discovery="in-cluster", connected=True, services=(DiscoveredService(name="api", namespace="bank"),))
+    async with admitted(app, user, "a") as leader, admitted(app, user, "a", "node-2") as other:
+        await leader.report(discoveries=(found,))
+        await other.report(discoveries=(found.model_copy(update={"services": None}),))
+        await caught_up(app, tenant_of(leader))
+        (item,) = (await user.get(path)).json()["items"]
+        assert item["get_spec"]["k8s_service"]["service_name"] == "api.bank"
+        await leader.report(discoveries=(found.model_copy(update={"services": None}),))
+        await other.report(discoveries=(found.model_copy(update={"services": ()}),))
+        assert (await user.get(path)).json()["items"] == []
+
+
 async def test_the_audit_log_is_searched_with_the_query_language(user: httpx.AsyncClient) -> None:
     path = "/api/data/namespaces/system/audit_logs"
     await user.post("/api/register/namespaces/system/tokens", json={"metadata": {"name": "t"}, "spec": {}})

@@ -13,8 +13,12 @@ import yaml  # type: ignore[import-untyped]  # ships no types
 ROOT = Path(__file__).parents[2]
 AGENTS = {name: f"agent/overlays/{name}" for name in ("one-replica", "three-replicas", "openshift")}
 ALL = {**AGENTS, "controlplane": "controlplane"}
-RIGHTS = {**ALL, "publishing": "agent/overlays/publishing", "discovery": "discovery"}
-"""With those of which only the rights differ."""
+RIGHTS = {
+    **ALL,
+    **{name: f"agent/overlays/{name}" for name in ("publishing", "load-balancer", "machine-address")},
+    "discovery": "discovery",
+}
+"""With those that differ from them in little but rights."""
 SHIPPED = ROOT / "controlplane/installation"
 
 Json = dict[str, Any]

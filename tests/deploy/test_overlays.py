@@ -99,13 +99,34 @@ def rules(objects: list[Json]) -> Iterator[Json]:
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_agents_may_read_services_and_their_endpoints_and_nothing_else(name: str) -> None:
-    granted = {(group, resource) for rule in rules(parsed(name)) for group in rule["apiGroups"] for resource in rule["resources"]}
-    assert granted == {("", "services"), ("discovery.k8s.io", "endpointslices")}
-    for rule in rules(parsed(name)):
-        assert set(rule["verbs"]) <= READ_ONLY
+    """Several of them elect one among them, in their own namespace."""
+    objects = parsed(name)
+    granted = {(group, resource) for rule in rules(objects) for group in rule["apiGroups"] for resource in rule["resources"]}
+    election = {("coordination.k8s.io", "leases")} if name == "three-replicas" else set()
+    assert granted == {("", "services"), ("discovery.k8s.io", "endpointslices")} | election
+    for rule in rules(objects):
+        assert set(rule["verbs"]) <= READ_ONLY or rule["resources"] == ["leases"]
         assert rule.keys() <= {"apiGroups", "resources", "verbs", "resourceNames"}
-    for binding in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding"):
+    assert not any("leases" in rule["resources"] for role in of_kind(objects, "ClusterRole") for rule in role["rules"])
+    (pod,) = pods(objects)
+    assert ("AGENT_LEADER_ELECTION" in variables(pod, "AGENT_")) == bool(election)
+    for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
         assert [(it["kind"], it["name"]) for it in binding["subjects"]] == [("ServiceAccount", "isthmus-agent")]
+
+
+def test_only_who_advertises_addresses_of_machines_may_read_machines() -> None:
+    assert not any("nodes" in rule["resources"] for name in AGENTS for rule in rules(parsed(name)))
+    objects = parsed("machine-address")
+    (rule,) = (rule for rule in rules(objects) if "nodes" in rule["resources"])
+    assert rule == {"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}
+    (pod,) = pods(objects)
+    assert variables(pod, "AGENT_")["AGENT_HOST_NAME"]["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+
+
+def test_a_load_balancer_stands_before_the_gateway_where_one_is_asked_for() -> None:
+    (gateway,) = (each["spec"] for each in of_kind(parsed("load-balancer"), "Service") if each["metadata"]["name"] == "isthmus-gateway")
+    assert (gateway["type"], gateway["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
+    assert all("nodePort" not in port for port in gateway["ports"])
 
 
 def test_publishing_adds_services_their_endpoints_and_a_lease() -> None:
@@ -128,7 +149,7 @@ def test_nothing_grants_secrets_wildcards_or_roles_of_the_cluster(name: str) -> 
     for rule in rules(parsed(name)):
         said = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
         assert not said & {"*", "secrets", "escalate", "bind", "impersonate"}
-        assert set(rule["verbs"]) <= READ_ONLY or name == "publishing"
+        assert set(rule["verbs"]) <= READ_ONLY or name == "publishing" or rule["resources"] == ["leases"]
     own = {each["metadata"]["name"] for each in of_kind(parsed(name), "Role", "ClusterRole")}
     assert {each["roleRef"]["name"] for each in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding")} <= own
 
@@ -164,8 +185,7 @@ def test_each_node_advertises_the_service_that_leads_to_it_and_may_read_that_one
     assert service["externalTrafficPolicy"] == "Local", "the port of a machine leads to the node on it"
     assert [port["name"] for port in service["ports"]] == ["gateway"]
     assert told["AGENT_HOST_ADDRESS"]["valueFrom"]["fieldRef"]["fieldPath"] == "status.hostIP"
-    (role,) = of_kind(parsed(name), "Role")
-    (rule,) = role["rules"]
+    (rule,) = (rule for rule in rules(parsed(name)) if "resourceNames" in rule)
     assert (rule["resources"], rule["resourceNames"], rule["verbs"]) == (["services"], [gateway], ["list", "watch"])
 
 

@@ -35,7 +35,7 @@ async def test_endpoints_are_followed_at_once_and_reported_now_and_then(
     wanted = snapshot("cart.shop")
 
     async def reported() -> tuple[int, ...]:
-        return tuple(service.endpoints for report in origins.reports if report.connected for service in report.services)
+        return tuple(service.endpoints for report in origins.reports if report.connected for service in report.services or ())
 
     async def has(*addresses: str) -> bool:
         return origins.endpoints(wanted, {})[CART] == tuple(Endpoint(address, 8080) for address in addresses)

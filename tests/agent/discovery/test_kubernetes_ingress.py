@@ -36,7 +36,7 @@ async def balance(api: Client, *ingress: dict[str, str]) -> None:
 
 
 def shown(watcher: Watcher) -> dict[str, DiscoveredService]:
-    return {service.name: service for service in watcher.cluster.report("x").services}
+    return {service.name: service for service in watcher.cluster.report("x").services or ()}
 
 
 async def test_services_are_reached_at_the_controllers_node_port_or_load_balancer(emulator: Emulator, api: Client) -> None:
