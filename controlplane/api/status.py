@@ -170,7 +170,7 @@ def _discovery(report: SiteReport, now: datetime) -> Json:
     state = report.discovery
     if state is None:
         return {}
-    shown = {"connected": state.connected, "reason": state.reason, "services": len(state.services)}
+    shown = {"connected": state.connected, "reason": state.reason, "services": len(state.services or ())}
     return {"discovery": shown | {"age_s": _age_s(state.reported_at, now)}}
 
 

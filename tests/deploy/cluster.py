@@ -32,7 +32,7 @@ class Cluster:
         process = await asyncio.create_subprocess_exec(
             "kubectl",
             f"--kubeconfig={self.kubeconfig}",
-            f"--cache-dir={self.kubeconfig.parent}/cache",
+            "--cache-dir=/dev/null",
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -1,17 +1,24 @@
 """The manifests: they build, the API knows every field of them, and they ask for no more than they need."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import yaml  # type: ignore[import-untyped]  # ships no types
 from lightkube.codecs import from_dict
 from lightkube.core.resource import NamespacedResource
 
 from agent.settings import Settings as AgentSettings
 from controlplane.settings import Settings as ControlPlaneSettings
-from tests.deploy.built import AGENTS, ALL, RIGHTS, SHIPPED, Json, parsed, pods, text, variables
-from tests.deploy.cluster import cluster
+from lab.kubernetes.client import connect
+from tests.deploy.built import AGENTS, ALL, RIGHTS, ROOT, SHIPPED, Json, parsed, pods, text, variables
+from tests.deploy.cluster import Cluster, cluster
 
+REAL = "ISTHMUS_TEST_KUBECONFIG"
 READ_ONLY = {"get", "list", "watch"}
 
 
@@ -243,3 +250,34 @@ async def test_a_field_that_the_api_does_not_know_is_refused_when_it_is_applied(
     async with cluster() as target:
         said = await target.kubectl("apply", "-f", "-", stdin=built, fails=True)
         assert 'unknown field "spec.hostnetwork"' in said
+
+
+@pytest.mark.parametrize("which", ["emulator", "real"])
+async def test_kubectl_installs_upgrades_and_removes_an_agent(which: str, tmp_path: Path) -> None:
+    """In a namespace of the test's own, under names of its own."""
+    if which == "real" and REAL not in os.environ:
+        pytest.skip(f"needs a real Kubernetes API server: set {REAL} to a kubeconfig of an administrator")
+    own = f"isthmus-{uuid4().hex[:8]}"
+    base = os.path.relpath(ROOT / "deploy/kubernetes/agent/overlays/three-replicas", tmp_path)
+    kustomization = {"resources": [base], "namespace": own, "nameSuffix": f"-{own[-8:]}"}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    async with cluster() if which == "emulator" else real() as target:
+        installed = await target.kubectl("apply", "-k", str(tmp_path))
+        try:
+            assert f"namespace/{own} created" in installed
+            assert " unchanged" in await target.kubectl("apply", "-k", str(tmp_path))
+            (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization | {"replicas": [{"name": "isthmus", "count": 1}]}))
+            await target.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(tmp_path))
+            name = f"isthmus-{own[-8:]}"
+            said = await target.kubectl("-n", own, "get", "statefulset", name, "-o", "jsonpath={.spec.replicas}")
+            assert said == "1"
+        finally:
+            await target.kubectl("delete", "--wait=false", "--ignore-not-found", "-k", str(tmp_path))
+        said = await target.kubectl("get", "clusterrole", f"isthmus-agent-{own[-8:]}", fails=True)
+        assert "NotFound" in said
+
+
+@asynccontextmanager
+async def real() -> AsyncIterator[Cluster]:
+    async with connect(Path(os.environ[REAL])) as api:
+        yield Cluster(Path(os.environ[REAL]), api)
