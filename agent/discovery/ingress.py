@@ -122,11 +122,12 @@ def through(controller: Controller, declared: DeclaredService, slices: Iterable[
     own = discovered(declared, slices, {}, "reachable")
     if declared.external_name:
         return own
-    hosts = {port.port: controller.hosts(declared, port) for port in declared.ports}
-    reason = controller.reason if any(hosts.values()) else "no Ingress leads all paths of a host to it"
-    ports = tuple(replace(port, endpoints=controller.endpoints if port.endpoints and hosts[port.port] else ()) for port in own.ports)
-    known = tuple(sorted({host for found in hosts.values() for host in found}))
-    return replace(own, ports=ports, any_port=(), hosts=known, delivery="none" if reason else "ingress_controller", reason=reason)
+    hosts = [controller.hosts(declared, port) for port in declared.ports]
+    reason = controller.reason if any(hosts) else "no Ingress leads all paths of a host to it"
+    pairs = zip(own.ports, hosts, strict=True)
+    ports = tuple(replace(port, endpoints=controller.endpoints if port.endpoints and known else ()) for port, known in pairs)
+    every = tuple(sorted({host for known in hosts for host in known}))
+    return replace(own, ports=ports, any_port=(), hosts=every, delivery="none" if reason else "ingress_controller", reason=reason)
 
 
 def _whole(rule: networking_v1.IngressRule) -> list[networking_v1.HTTPIngressPath]:
