@@ -13,6 +13,7 @@ import pytest
 from lab.kubernetes import objects
 from lab.kubernetes.client import Client, connect
 from lab.kubernetes.running import running
+from lab.wait import until
 
 REAL = "ISTHMUS_TEST_KUBECONFIG"
 Event = dict[str, Any]
@@ -274,9 +275,15 @@ async def test_a_service_account_may_do_what_its_roles_say_and_no_more(api: Clie
         return answer.status_code
 
     named = {"fieldSelector": "metadata.name=gateway"}
-    assert await asked(**named) == await asked(**named, watch="true", timeoutSeconds="1") == 200
+
+    async def is_answered(status: int) -> bool:
+        """API servers take a moment to hear of roles."""
+        return await asked(**named) == status
+
+    await until(lambda: is_answered(200), "the role to hold")
+    assert await asked(**named, watch="true", timeoutSeconds="1") == 200
     assert await asked(fieldSelector="metadata.name=other") == await asked() == 403
     assert await asked(f"{services}/gateway") == 403, "get is a verb of its own"
     assert await asked(f"{services}/gateway", "DELETE") == await asked("/api/v1/services", **named) == 403
     await api.delete("RoleBinding", "agent", namespace)
-    assert await asked(**named) == 403
+    await until(lambda: is_answered(403), "the role to be lost")
