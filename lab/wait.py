@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], Awaitable[T]], what: str, *, within_s: float = 20, every_s: float = 0.05) -> T:
+async def until(condition: Callable[[], Awaitable[T | None]], what: str, *, within_s: float = 20, every_s: float = 0.05) -> T:
     """The first truthy result of `condition`; raises `TimeoutError` that names `what` and the last result.
 
     An `OSError` counts as not yet: whoever waits for a server to come up is refused at first.
