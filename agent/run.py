@@ -1,6 +1,7 @@
 """From the settings to a node that serves: enrolment if need be, and the signals that end it."""
 
 import asyncio
+import gc
 import os
 import signal
 from contextlib import suppress
@@ -18,12 +19,17 @@ from agent.proxy import find_envoy
 from agent.settings import NOWHERE, Settings, host_and_port
 from agent.state import StateDirectory
 
+COLLECTED_AFTER = 20_000
+"""New objects, instead of 700: a change makes thousands that are no garbage, and waits while they are looked at."""
+
 
 async def run(settings: Settings) -> None:
     """Enrol if need be, then serve until told to stop: SIGTERM and SIGINT drain and stop Envoy, SIGHUP leaves it to the next agent.
 
     Raises `AgentError` when there is no point in trying again, such as `Retired`, also for every later run with this state directory.
     """
+    gc.set_threshold(COLLECTED_AFTER)
+    gc.freeze()
     find_envoy(settings.envoy)
     settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.sockets.chmod(0o700)
