@@ -31,6 +31,7 @@ from controlplane.api import (
 )
 from controlplane.api.deps import Limits, Services
 from controlplane.api.middleware import Observe
+from controlplane.api.polls import Polls
 from controlplane.loops import heartbeats as heartbeat_loop
 from controlplane.loops import homes, notifications, retention, stopping
 from controlplane.loops import leases as lease_loop
@@ -79,6 +80,7 @@ def create_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] 
         app.include_router(router)
     errors.install(app)
     description.install(app)
+    app.add_middleware(Polls)
     app.add_middleware(Observe)
     return app
 

@@ -153,7 +153,7 @@ class AgentRequest:
     body: bytes
 
 
-async def _agent(request: Request, services: CurrentServices, now: Now) -> AgentRequest:
+async def recognised(request: Request, services: CurrentServices, now: Now) -> AgentRequest:
     """The body is not even read before the proof is known to come from a node. Signs of life never wait in line."""
     query = request.scope["query_string"].decode("latin-1")
     target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
@@ -170,7 +170,7 @@ async def _agent(request: Request, services: CurrentServices, now: Now) -> Agent
     return AgentRequest(agent, inflate(sent, request.headers.get("content-encoding"), largest))
 
 
-CurrentAgent = Annotated[AgentRequest, Depends(_agent)]
+CurrentAgent = Annotated[AgentRequest, Depends(recognised)]
 
 
 async def _agent_session(services: CurrentServices, request: CurrentAgent) -> AsyncIterator[AsyncSession]:

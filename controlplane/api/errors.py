@@ -1,7 +1,7 @@
 """The only place that turns refusals into HTTP: `{code, message, details: [{field, description}]}` with gRPC's numbers, as F5 XC has it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from fastapi import FastAPI, Request
@@ -22,13 +22,17 @@ INTERNAL = 13
 
 def install(app: FastAPI) -> None:
     """Starlette finds the handler through the exception's base classes."""
-    app.add_exception_handler(ControlPlaneError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    for lost in (OperationalError, InterfaceError, PoolTimeout):
-        app.add_exception_handler(lost, _database_lost)
-    app.add_exception_handler(Unsealable, _unsealable)
+    for kind, handler in _EXPECTED.items():
+        app.add_exception_handler(kind, handler)
     app.add_exception_handler(Exception, _bug)
+
+
+async def refused(request: Request, error: Exception) -> JSONResponse:
+    """The answer that Starlette would find; raises the error itself if that is a bug."""
+    handler = next((_EXPECTED[kind] for kind in type(error).__mro__ if kind in _EXPECTED), None)
+    if handler is None:
+        raise error
+    return await handler(request, error)
 
 
 def answer(
@@ -68,6 +72,15 @@ async def _unsealable(request: Request, error: Exception) -> JSONResponse:
     """Another replica may have the version of the key-encryption key that this one lacks."""
     log.error("cannot unseal", path=request.url.path, reason=str(error))
     return answer(503, 14, "this replica lacks a key, try again", headers={"Retry-After": "1"})
+
+
+_EXPECTED: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
+    ControlPlaneError: _refused,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    **dict.fromkeys((OperationalError, InterfaceError, PoolTimeout), _database_lost),
+    Unsealable: _unsealable,
+}
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -7,6 +7,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from agent.protocol.manifest import MANIFEST_PATH
+
 log = structlog.get_logger()
 
 REQUESTS = Counter("isthmus_http_requests_total", "Requests answered.", ("method", "route", "status"))
@@ -25,7 +27,6 @@ PAGES = ("/docs", "/redoc")
 """Need scripts."""
 QUIET = ("/api/agent/", "/healthz", "/readyz", "/metrics")
 """What comes all the time is logged at level debug."""
-POLL = "/api/agent/v1/manifest"
 
 
 class Observe:
@@ -63,9 +64,9 @@ def _secure(message: Message, path: str) -> None:
 
 
 def _note(scope: Scope, status: int, seconds: float) -> None:
-    route = getattr(scope.get("route"), "path", "unknown")
+    route = MANIFEST_PATH if scope["path"] == MANIFEST_PATH else getattr(scope.get("route"), "path", "unknown")
     REQUESTS.labels(scope["method"], route, status).inc()
-    if route != POLL:
+    if route != MANIFEST_PATH:
         SECONDS.labels(scope["method"], route).observe(seconds)
     say = log.debug if scope["path"].startswith(QUIET) else log.info
     client = scope["client"][0] if scope.get("client") else ""

@@ -187,6 +187,21 @@ async def test_a_proof_is_good_for_one_call(app: FastAPI, user: httpx.AsyncClien
         assert (again.status_code, again.json()["details"][0]["field"]) == (401, "Replayed")
 
 
+async def test_a_poll_that_waits_takes_a_shorter_way_to_the_same_answers(
+    app: FastAPI, user: httpx.AsyncClient, anonymous: httpx.AsyncClient
+) -> None:
+    async with admitted(app, user, "a") as made:
+        assert made.control.signer
+        known = (await made.manifest()).hash
+        for query in (f"hash={known}&wait=0", f"wait=0&hash={known}"):
+            request = anonymous.build_request("GET", f"{MANIFEST_PATH}?{query}")
+            headers = {"Authorization": made.control.signer.authorization(request, now().timestamp())}
+            answer = await anonymous.get(str(request.url), headers=headers)
+            assert (answer.status_code, answer.json()["since"], answer.headers["Cache-Control"]) == (200, known, "no-store"), query
+            again = await anonymous.get(str(request.url), headers=headers)
+            assert (again.status_code, again.json()["details"][0]["field"]) == (401, "Replayed"), query
+
+
 async def test_a_proof_with_another_key_or_of_no_node_is_refused(app: FastAPI, user: httpx.AsyncClient) -> None:
     async with admitted(app, user, "a") as made:
         assert made.credentials
