@@ -33,7 +33,7 @@ from controlplane.api.deps import Limits, Services
 from controlplane.api.middleware import Observe
 from controlplane.api.polls import Polls
 from controlplane.loops import heartbeats as heartbeat_loop
-from controlplane.loops import homes, notifications, retention, stopping
+from controlplane.loops import homes, memory, notifications, retention, stopping
 from controlplane.loops import leases as lease_loop
 from controlplane.loops.retention import Keep
 from controlplane.services.admission import Gate, Proofs
@@ -122,6 +122,7 @@ def running(services: Services, keep: Keep, *more: Work) -> Callable[[FastAPI], 
             lambda: lease_loop.watch(observer.leases, observer.clock),
             lambda: retention.forget(services.database, keep, observer.clock),
             lambda: homes.follow(services.database, heartbeats, observer.clock),
+            memory.trim,
             lambda: stopping.release(delivery, observer.bell, services.stopping),
             *more,
         )
