@@ -152,7 +152,7 @@ def plan(intent: Intent) -> Plan:
     wanted = _by_site(placements, barred, where)
     listeners = {site_id: settle(site_id, where.sites[site_id].metadata.name, at_site) for site_id, at_site in wanted.items()}
     policies = {str(stored.key): compile_policy(stored, where) for stored in intent.enabled("service_policy")}
-    load_balancers = _load_balancers(listeners, policies, intent, where)
+    load_balancers = _load_balancers(placements, listeners, policies, intent, where)
     users = _users(load_balancers.values())
     pools = _pools(users, where, intent)
     return Plan(
@@ -218,16 +218,22 @@ def _by_site(placements: Iterable[Placement], barred: Collection[Placement], whe
 
 
 def _load_balancers(
-    listeners: Mapping[str, SiteListeners], policies: Mapping[str, CompiledPolicy], intent: Intent, where: Topology
+    placements: Iterable[Placement],
+    listeners: Mapping[str, SiteListeners],
+    policies: Mapping[str, CompiledPolicy],
+    intent: Intent,
+    where: Topology,
 ) -> Mapping[Placement, PlannedLoadBalancer]:
-    """Oldest first."""
+    """In the order of `placements`, which is oldest first."""
     at: dict[Placement, list[str]] = defaultdict(list)
     for site_id in sorted(listeners):
         for balancer in listeners[site_id].accepted:
             at[balancer].append(site_id)
     pools = {key for key, stored in intent.of("origin_pool").items() if not stored.metadata.disable}
     found = {}
-    for balancer in sorted(at, key=attrgetter("rank")):
+    for balancer in placements:
+        if balancer not in at:
+            continue
         sites = tuple(at[balancer])
         edges = tuple(site_id for site_id in sites if site_id in where.edges)
         applied = _applied(balancer.policies, policies, intent)

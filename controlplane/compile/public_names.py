@@ -29,6 +29,8 @@ def missing(claims: Iterable[Claim], owned: Collection[str]) -> tuple[str, ...]:
 
 def barred(placement: Placement, topology: Topology, owned: frozenset[str]) -> Condition | None:
     """Why a load balancer may not be on regional edges."""
+    if topology.edges.isdisjoint(placement.claims):
+        return None
     claims = [claim for site_id in placement.claims.keys() & topology.edges for claim in placement.claims[site_id]]
     names = missing(claims, owned)
     if not names:
