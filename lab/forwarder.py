@@ -23,6 +23,8 @@ class Forwarder:
     target: tuple[str, int]
     delay_s: float = 0
     """One way, added to each direction."""
+    window: int | None = None
+    """Bytes that each direction may have under way until they are acknowledged, as TCP would on a path of that delay; None: no limit."""
     loss: float = 0
     """Probability that a chunk is late by a retransmission."""
     recording: bytearray | None = None
@@ -104,14 +106,17 @@ class Forwarder:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Two tasks and a queue, so that a delay does not become a limit of throughput."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=256)
+        flight = _Flight()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._read(reader, queue))
-            group.create_task(self._write(queue, writer))
+            group.create_task(self._read(reader, queue, flight))
+            group.create_task(self._write(queue, writer, flight))
 
-    async def _read(self, reader: asyncio.StreamReader, queue: asyncio.Queue[tuple[float, bytes]]) -> None:
+    async def _read(self, reader: asyncio.StreamReader, queue: asyncio.Queue[tuple[float, bytes]], flight: "_Flight") -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await flight.below(self.window)
             data = await reader.read(CHUNK)
+            flight.began(len(data))
             if self.recording is not None and len(self.recording) < RECORD_LIMIT:
                 self.recording += data
             late = RETRANSMISSION_S if self.loss and random.random() < self.loss else 0
@@ -119,7 +124,7 @@ class Forwarder:
             if not data:
                 return
 
-    async def _write(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _write(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, flight: "_Flight") -> None:
         loop = asyncio.get_running_loop()
         while True:
             due, data = await queue.get()
@@ -132,3 +137,24 @@ class Forwarder:
                 return
             writer.write(data)
             await writer.drain()
+            loop.call_later(self.delay_s, flight.ended, len(data))
+
+
+class _Flight:
+    """Bytes of one direction that were sent and not acknowledged."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._landed = asyncio.Event()
+
+    def began(self, count: int) -> None:
+        self._bytes += count
+
+    def ended(self, count: int) -> None:
+        self._bytes -= count
+        self._landed.set()
+
+    async def below(self, window: int | None) -> None:
+        while window is not None and self._bytes >= window:
+            self._landed.clear()
+            await self._landed.wait()

@@ -13,7 +13,7 @@ import pytest
 
 from lab import faults
 from lab.capture import capture
-from lab.forwarder import Forwarder
+from lab.forwarder import CHUNK, Forwarder
 from lab.network import NAMESPACES, Network, Place, build, can_use_namespaces
 from lab.process import Process, end_marked, end_orphans
 from lab.site import GATEWAY_PORT
@@ -208,6 +208,19 @@ async def test_a_delay_is_added_in_both_directions(network: Network) -> None:
         start = loop.time()
         await ask(reader, writer, b"late")
         assert 0.2 <= loop.time() - start < 1
+        writer.close()
+
+
+async def test_a_window_lets_no_more_be_under_way_until_that_has_come_and_was_acknowledged(network: Network) -> None:
+    async with forwarder(network) as path:
+        reader, writer = await asyncio.open_connection(*path.address)
+        await ask(reader, writer, b"before")
+        path.delay_s, path.window = 0.02, CHUNK
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        writer.write(bytes(4 * CHUNK))
+        await reader.readexactly(4 * CHUNK)
+        assert loop.time() - start >= 3 * 2 * path.delay_s
         writer.close()
 
 
