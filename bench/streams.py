@@ -228,6 +228,6 @@ def _programs() -> Path:
 
 def _section(rows: list[Row]) -> Section:
     notes = f"""
-A TCP load balancer at one site, its origin at the other. Each kind of connection {EACH} times at once; then as many idle ones as fit into the limits on open files here.
+A TCP load balancer at one site, its origin at the other. Each kind of connection {EACH} times at once; then {IDLE:,} idle ones, as far as the limits on open files here allow (`ulimit -Hn`).
 """
     return Section("TCP streams", notes, rows)
