@@ -186,9 +186,9 @@ def _section(paths: list[Route], envoy: str) -> Section:
     ]
     notes = f"""
 Medians of {ROUNDS} interleaved rounds on one machine, which also runs the clients and nginx. `wrk -t2 -c{CONNECTIONS}` with keep-alive and an answer of 3 bytes; the same with a new connection
-for each request; one download of 512 MiB with curl. Envoy {envoy}; everything that crosses sites is TLS 1.3 with client certificates, except the plain hop, and
-from end to end where it crosses a regional edge, too. Ratios are to the plain hop. Aims: HTTP ≥ 0.70, TCP ≥ 1.4, HTTP through an edge ≥ 0.48. The two plain hops
-do in clear what takes an Envoy at either end in any case: what of it is missing elsewhere is the price of the tunnel. The HAProxy pair is what one would write by hand.
+for each request; one download of 512 MiB with curl. Envoy {envoy}; everything that crosses sites is TLS 1.3 with client certificates, except the plain hops, and
+from end to end where it crosses a regional edge, too. Ratios are to the single plain hop. Aims: HTTP ≥ 0.70, TCP ≥ 1.4, HTTP through an edge ≥ 0.48. Two plain hops in a
+row are what an Envoy at either end costs in any case, before anything is encrypted, authorised or tunnelled. The HAProxy pair is what one would write by hand.
 """
     return Section("Data plane", notes, rows)
 

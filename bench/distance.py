@@ -5,6 +5,7 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from agent.envoy.clusters import STREAM_WINDOW
 from bench.dataplane import DOMAIN, HTTP_PORT, NEEDED, ORIGIN_PORT, TCP_PORT, which
 from bench.propagation import Say
 from bench.results import Section, median
@@ -82,6 +83,6 @@ def _section(speeds: dict[str, list[float]]) -> Section:
     notes = f"""
 Medians of {ROUNDS} interleaved rounds: one download of 512 MiB with curl, on one connection, over a path of {1000 * ROUND_TRIP_S:.0f} ms round trip that the lab's forwarder emulates,
 with at most {_window() >> 20} MiB under way, which is all that TCP sends here before it hears of the other end (`tcp_wmem`). The plain path is the same forwarder in
-front of the origin itself. Aim: ≥ 0.8 of it.
+front of the origin itself. Aim: ≥ 0.8 of it. Where TCP is allowed more, a stream between sites ends at its own window of {STREAM_WINDOW >> 20} MiB for each round trip.
 """
     return Section("Distance", notes, rows)
