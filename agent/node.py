@@ -29,6 +29,7 @@ from agent.log import log
 from agent.origins import SiteOrigins
 from agent.paths import home_edges
 from agent.peers import Exports, PeerServer
+from agent.pods import SitePods
 from agent.probes import Probes
 from agent.protocol.enrolment import Credentials
 from agent.protocol.items import Gateway, ItemKind, Site
@@ -116,6 +117,7 @@ class Node:
         self._edges = Probes(run_dir / "probe.sock", lambda: None)
         self._origins = SiteOrigins(node.site_id, self.cluster, lambda: self._intake.current.secrets, self._nudge)
         publisher = Publisher(node.site_id, node.node_id, _addresses(settings).service)
+        self._pods = SitePods(self.cluster, lambda: self._intake.current.secrets, self._nudge)
         self._publishing = Publishing(
             publisher,
             self.cluster if settings.publish else None,
@@ -130,13 +132,14 @@ class Node:
             wanted=lambda: self._intake.current,
             proxy=_Envoy(self._xds, self._proxy),
             origins=self._origins,
+            pods=self._pods,
             peers=self._probes,
             own=lambda: self._scrape.own,
             passed=self._passed,
             changed=self._verdict_changed,
             start=saved,
             workers=settings.concurrency,
-            refused=self._publishing.refused,
+            refused=lambda snapshot: {**self._publishing.refused(snapshot), **self._pods.refused(snapshot)},
         )
         self._keeper = Keeper(self.directory, self._reconciler.to_save)
         self._reports = Reports(self._control, self, boot_id, self._metrics)
@@ -161,7 +164,8 @@ class Node:
         Raises `Retired` when the control plane says that this node is, after Envoy was drained and stopped.
         """
         async with AsyncExitStack() as stack:
-            for close in (self._control.close, self._proxy.admin.close, self._origins.close, self._probes.close, self._edges.close):
+            closing = (self._control, self._proxy.admin, self._origins, self._pods, self._probes, self._edges)
+            for close in [each.close for each in closing]:
                 stack.push_async_callback(close)
             for start, stop in ((self._xds.start, self._xds.stop), (self._peer_server.start, self._peer_server.stop)):
                 await start()

@@ -60,6 +60,15 @@ class Origins(Protocol):
         """Whether what the last `follow` asked for anew is known, or cannot be known soon."""
 
 
+class Pods(Protocol):
+    """What is known of pods at this site that call."""
+
+    def follow(self, snapshot: AgentSnapshot) -> None: ...
+    def addresses(self, snapshot: AgentSnapshot, before: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...] | None]: ...
+    @property
+    def settled(self) -> bool: ...
+
+
 class Peers(Protocol):
     def watch(self, peers: Mapping[str, Watch]) -> None: ...
     @property
@@ -101,6 +110,7 @@ class Reconciler:
     wanted: Callable[[], Wanted]
     proxy: Proxy
     origins: Origins
+    pods: Pods
     peers: Peers
     own: Callable[[], PeerView]
     """How the origins of this very site are."""
@@ -120,6 +130,7 @@ class Reconciler:
         self._rejected = {(_id(it), it.hash): (it, time.monotonic()) for it in self.start.rejected}
         self._remembered = _remembered(self.start.endpoints)
         self._endpoints: Mapping[OriginId, tuple[Endpoint, ...]] = {}
+        self._pods: Mapping[str, tuple[str, ...] | None] = dict(self.start.pods)
         self._problems: tuple[Problem, ...] = ()
         self._memoised = False
         self._wake = asyncio.Event()
@@ -151,8 +162,9 @@ class Reconciler:
             return None  # nothing is known yet; an Envoy that runs keeps what it has
         target = self._target(wanted)
         self.origins.follow(target)
+        self.pods.follow(target)
         self.peers.watch(watches(target))
-        known = self.origins.settled and self.peers.settled
+        known = self.origins.settled and self.pods.settled and self.peers.settled
         accepted = await accept(self.good, target, self._attempt)
         self._take(accepted, wanted)
         if not known or await self.proxy.warming():
@@ -202,6 +214,7 @@ class Reconciler:
     def _local(self, snapshot: AgentSnapshot) -> LocalState:
         endpoints = self._endpoints = self.origins.endpoints(snapshot, self._remembered)
         self._remembered |= endpoints
+        self._pods = self.pods.addresses(snapshot, _known(self._pods))
         return LocalState(
             node=self.node,
             addresses=self.addresses,
@@ -210,6 +223,7 @@ class Reconciler:
             endpoints=endpoints,
             peers=relieved({**self.peers.views, self.node.site_id: self.own()}, self.peers.draining),
             dials=self.peers.dials,
+            pods=self._pods,
             workers=self.workers,
             secrets=self.wanted().secrets,
         )
@@ -286,6 +300,7 @@ class Reconciler:
                 for origin, found in self._endpoints.items()
                 for it in found
             ),
+            pods=_known(self._pods),
             dials=tuple(sorted(self.peers.dials)),
             paths={
                 site: dict(view.paths)
@@ -330,6 +345,10 @@ def _holds(snapshot: AgentSnapshot, id: ItemId, hash: str) -> bool:
 
 def _rejection(id: ItemId, hash: str, reason: str) -> Rejection:
     return Rejection(kind=id.kind, key=id.key, hash=hash, reason=reason[:_REASON_LENGTH])
+
+
+def _known(pods: Mapping[str, tuple[str, ...] | None]) -> dict[str, tuple[str, ...]]:
+    return {id: addresses for id, addresses in pods.items() if addresses is not None}
 
 
 def _remembered(saved: Iterable[SavedEndpoint]) -> dict[OriginId, tuple[Endpoint, ...]]:

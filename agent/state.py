@@ -61,6 +61,8 @@ class Saved(Message):
     secrets: dict[str, str] = {}
     """By reference; base64."""
     endpoints: tuple[SavedEndpoint, ...] = ()
+    pods: dict[str, tuple[str, ...]] = {}
+    """By id of a policy's selector, addresses for which it held."""
     dials: tuple[str, ...] = ()
     """Peers to which this node keeps tunnels for their calls."""
     paths: dict[str, dict[str, bool]] = {}

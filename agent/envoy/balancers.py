@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
-from agent.envoy import clusters, ingress, tcp, tls
+from agent.envoy import callers, clusters, ingress, tcp, tls
 from agent.envoy.ingress import Bind
 from agent.envoy.inputs import Item, ItemId, body
 from agent.envoy.pools import CACHE, PoolView, reach
@@ -124,7 +124,13 @@ def _host(item: Item, door: Door, sources: Sources, output: Output, demand: _Dem
     try:
         policies = sources.policies_of(needs.policies)
         part: HostParts = virtual_host(
-            item, tuple([reach(pools[key]) for key in known]), policies, sources.secrets_of(needs.secrets), sources.scope, door
+            item,
+            tuple([reach(pools[key]) for key in known]),
+            policies,
+            callers.known(policies, sources.local),
+            sources.secrets_of(needs.secrets),
+            sources.scope,
+            door,
         )
     except Unrenderable as error:
         output.problem(item.id, error)
@@ -180,7 +186,7 @@ def _tcp(bind: Bind, listener: Item, sources: Sources, output: Output, demand: _
     shares = tuple([(branch.pool, branch.weight) for branch in branches])
     origins = frozenset({listener.id, item.id, *(policy.id for policy in policies)})
     guards = None if body(item, TcpLoadBalancer).policies is None else policies
-    output.put(tcp.listener(bind, key, shares, guards, sources.scope, origins))
+    output.put(tcp.listener(bind, key, shares, guards, callers.known(policies, sources.local), sources.scope, origins))
     output.put(*(tcp.proxy(item, branch) for branch in branches))
     demand.dialled.update((pool.key, None) for pool in pools if pool.local is not None or not pool.crosses)
     demand.here.update((pool.key, None) for pool in pools if pool.local is not None and pool.crosses)

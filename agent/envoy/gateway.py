@@ -19,7 +19,7 @@ from envoy.extensions.filters.http.set_filter_state.v3.set_filter_state_pb2 impo
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from google.protobuf.any_pb2 import Any
 
-from agent.envoy import connections, names, reverse, tls
+from agent.envoy import callers, connections, names, reverse, tls
 from agent.envoy.clusters import TUNNEL_BUFFER, http2
 from agent.envoy.connections import connect_route
 from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
@@ -251,11 +251,13 @@ def _exact(name: str, value: str) -> Fields:
 
 
 def _tcp_requests(scope: Scope) -> Requests:
-    return Requests(lambda sites: _from_sites(peer_uri(), sites, scope), header_input(names.CLIENT_HEADER), is_http=False)
+    return Requests(lambda sites: _from_sites(peer_uri(), sites, scope), header_input(names.CLIENT_HEADER), callers.told, is_http=False)
 
 
 def _http_requests(scope: Scope) -> Requests:
-    return Requests(lambda sites: _from_sites(filter_state(names.PEER_STATE), sites, scope), source_ip(), names.COPIED_HEADERS)
+    return Requests(
+        lambda sites: _from_sites(filter_state(names.PEER_STATE), sites, scope), source_ip(), callers.told, names.COPIED_HEADERS
+    )
 
 
 def _callers(use: ExportUse, input_: Input, scope: Scope) -> Predicate:

@@ -155,6 +155,8 @@ class LocalState:
     """By site id. Under this site's own id: how its own origins were found, which TCP load balancers over several sites need."""
     dials: frozenset[str] = frozenset()
     """Ids of peers in a common mesh that cannot reach this site: this node keeps reverse tunnels to them."""
+    pods: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    """By id of a policy's `PodSelector`: sorted addresses of this site's pods for which it holds; None: it is not known which pods there are."""
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """By reference."""
     workers: int = 1

@@ -53,6 +53,7 @@ EXEMPT_HEADER = "x-isthmus-exempt"
 EXPORT_HEADER = "x-isthmus-export"
 PEER_HEADER = "x-isthmus-peer"
 CLIENT_HEADER = "x-isthmus-client"
+PODS_HEADER = "x-isthmus-pods"
 COPIED_HEADERS = "x-isthmus-h-"
 _COPIED_QUERY = "x-isthmus-q-"
 
@@ -60,6 +61,8 @@ PEER_STATE = "isthmus.peer"
 """Filter state: URI of the peer's certificate."""
 EXPORT_STATE = "isthmus.export"
 """Filter state: authority of the export that the gateway opened."""
+PODS_STATE = "isthmus.pods"
+"""Filter state: the selectors of policies that hold for the pod at the other end of a TCP connection."""
 
 
 def marked(*values: str) -> str:

@@ -27,12 +27,14 @@ from agent.envoy.predicates import (
     present,
     within,
 )
-from agent.protocol.items import HeaderMatch, Policy, PolicyRule, QueryMatch
+from agent.protocol.items import HeaderMatch, PodSelector, Policy, PolicyRule, QueryMatch
 
 Verdict = tuple[Predicate, str]
 """`ALLOW` or `DENY` if the predicate holds."""
 FromSites = Callable[[Sequence[str]], Predicate]
 """Whether the request comes from one of the sites."""
+FromPods = Callable[[PodSelector], Predicate | None]
+"""Whether it comes from a pod for which the selector holds; None: nobody here knows which pods there are."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Requests:
 
     from_sites: FromSites
     client: Input
+    from_pods: FromPods = lambda _: False
     header_prefix: str = ""
     """Of copies that ingress made of the headers that policies name."""
     is_http: bool = True
@@ -90,9 +93,15 @@ def _action(action: str) -> Fields:
 
 
 def _policy(policy: Policy, requests: Requests) -> Iterable[Verdict]:
-    """`NEXT_POLICY` leaves the policy: whatever follows in it must also not match that rule."""
+    """`NEXT_POLICY` leaves the policy: whatever follows in it must also not match that rule.
+
+    Where it is not known whether a rule matches, because pods cannot be read, what it could match is denied.
+    """
     stays: Predicate = True
     for rule in policy.rules:
+        if rule.pods is not None and requests.from_pods(rule.pods) is None:
+            yield all_of([stays, _rule(rule, requests)]), "DENY"
+            continue
         matched = all_of([stays, _rule(rule, requests)])
         if rule.action == "NEXT_POLICY":
             stays = all_of([stays, negated(_rule(rule, requests))])
@@ -103,7 +112,7 @@ def _policy(policy: Policy, requests: Requests) -> Iterable[Verdict]:
 
 
 def _rule(rule: PolicyRule, requests: Requests) -> Predicate:
-    conditions = [_sites(rule, requests), _prefixes(rule, requests)]
+    conditions = [_sites(rule, requests), _pods(rule, requests), _prefixes(rule, requests)]
     if _looks_into_http(rule):
         conditions += _http(rule, requests) if requests.is_http else [False]
     return all_of(conditions)
@@ -121,6 +130,11 @@ def _http(rule: PolicyRule, requests: Requests) -> list[Predicate]:
 
 def _sites(rule: PolicyRule, requests: Requests) -> Predicate:
     return True if rule.sites is None else requests.from_sites(rule.sites)
+
+
+def _pods(rule: PolicyRule, requests: Requests) -> Predicate:
+    found = None if rule.pods is None else requests.from_pods(rule.pods)
+    return True if found is None else found
 
 
 def _prefixes(rule: PolicyRule, requests: Requests) -> Predicate:

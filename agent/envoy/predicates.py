@@ -4,8 +4,10 @@ A predicate is `True`, `False`, or the fields of an `xds.type.matcher.v3.Matcher
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
+from envoy.config.core.v3.address_pb2 import CidrRange
 from envoy.extensions.matching.common_inputs.network.v3.network_inputs_pb2 import FilterStateInput, SourceIPInput
 from envoy.extensions.matching.common_inputs.ssl.v3.ssl_inputs_pb2 import UriSanInput
 from envoy.extensions.matching.input_matchers.ip.v3.ip_pb2 import Ip
@@ -76,6 +78,10 @@ def ends(input_: Input, value: str) -> Predicate:
     return _matches(input_, {"suffix": value})
 
 
+def contains(input_: Input, value: str) -> Predicate:
+    return _matches(input_, {"contains": value})
+
+
 def like(input_: Input, regex: str) -> Predicate:
     """The whole value matches the RE2 expression."""
     return _matches(input_, {"safe_regex": {"google_re2": {}, "regex": regex}})
@@ -94,6 +100,8 @@ def within(input_: Input, cidrs: Iterable[str]) -> Predicate:
     return {"single_predicate": {"input": input_, "custom_match": matcher}}
 
 
-def _range(cidr: str) -> Fields:
+@lru_cache(10_000)
+def _range(cidr: str) -> CidrRange:
+    """The same message for the same addresses, of which there may be thousands, most of them in every version of a config."""
     address, _, length = cidr.partition("/")
-    return {"address_prefix": address, "prefix_len": {"value": int(length or (128 if ":" in address else 32))}}
+    return CidrRange(address_prefix=address, prefix_len={"value": int(length or (128 if ":" in address else 32))})

@@ -13,7 +13,7 @@ from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBACPerRoute
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config_pb2 import PreviousPrioritiesConfig
 
-from agent.envoy import names
+from agent.envoy import callers, names
 from agent.envoy.gateway import RBAC_FILTER, rbac
 from agent.envoy.inputs import Item, Scope, body
 from agent.envoy.messages import Fields, extension, flag, header, literal, milliseconds, number, packed
@@ -73,16 +73,32 @@ class _Context:
     door: Door
 
 
-@lru_cache(CACHE)
 def virtual_host(
     item: Item,
     reaches: tuple[Reach, ...],
     policies: tuple[Item, ...],
+    pods: callers.Known,
     secrets: tuple[tuple[str, bytes], ...],
     scope: Scope,
     door: Door,
 ) -> HostParts:
-    """`reaches`: of the pools that exist; `policies`: those of the load balancer, in its order. Raises `Unrenderable`."""
+    """`reaches`: of the pools that exist; `policies`: those of the load balancer, in its order, and what is known of the pods that they select.
+
+    Raises `Unrenderable`.
+    """
+    remembering = _many if not pods else _few
+    return remembering(item, reaches, policies, pods, secrets, scope, door)
+
+
+def _virtual_host(
+    item: Item,
+    reaches: tuple[Reach, ...],
+    policies: tuple[Item, ...],
+    pods: callers.Known,
+    secrets: tuple[tuple[str, bytes], ...],
+    scope: Scope,
+    door: Door,
+) -> HostParts:
     lb = body(item, HttpLoadBalancer)
     context = _Context(item.id.key, lb, {reach.pool: reach for reach in reaches}, dict(secrets), door)
     if lb.https_redirect and not door.tls:
@@ -92,11 +108,15 @@ def virtual_host(
         name=item.id.key,
         domains=lb.domains,
         routes=list(chain.from_iterable(_route(route, context) for route in lb.routes)),
-        typed_per_filter_config=_filters(lb, policies, scope),
+        typed_per_filter_config=_filters(lb, policies, pods, scope),
         **_host_edits(context),
     )
     orders = chain.from_iterable(_orders(route, context) for route in lb.routes)
     return HostParts(_field(host), tuple(dict.fromkeys(orders)))
+
+
+_many = lru_cache(CACHE)(_virtual_host)
+_few = lru_cache(callers.CACHE)(_virtual_host)
 
 
 def _field(host: VirtualHost) -> Part:
@@ -109,9 +129,9 @@ def _to_https(context: _Context) -> Fields:
     return {"match": {"prefix": "/"}, "redirect": {"https_redirect": True, **elsewhere}, "name": context.key}
 
 
-def _filters(lb: HttpLoadBalancer, policies: tuple[Item, ...], scope: Scope) -> Fields:
+def _filters(lb: HttpLoadBalancer, policies: tuple[Item, ...], pods: callers.Known, scope: Scope) -> Fields:
     """What the filters before the router do for this load balancer."""
-    return {**hashed_cookies(lb), **_guards(lb, policies, scope)}
+    return {**hashed_cookies(lb), **_guards(lb, policies, pods, scope)}
 
 
 def _argument(name: str) -> str:
@@ -121,12 +141,16 @@ def _argument(name: str) -> str:
     return name
 
 
-def _guards(lb: HttpLoadBalancer, policies: tuple[Item, ...], scope: Scope) -> Fields:
+def _guards(lb: HttpLoadBalancer, policies: tuple[Item, ...], pods: callers.Known, scope: Scope) -> Fields:
     """Policies, and copies of what they look at, for the destination to judge by the same."""
     if lb.policies is None:
         return {}
-    requests = Requests(lambda sites: scope.site_id in sites, source_ip())
+    unknown = {id for id, addresses in pods if addresses is None}
+    requests = Requests(
+        lambda sites: scope.site_id in sites, source_ip(), lambda selector: None if selector.id in unknown else callers.told(selector)
+    )
     copies = {
+        **({names.PODS_HEADER: callers.WORD} if pods else {}),
         names.PATH_HEADER: "%PATH(NQ)%",
         names.HOST_HEADER: "%REQ(:AUTHORITY)%",
         **{names.COPIED_HEADERS + name: f"%REQ({_argument(name)})%" for name in headers_of(policies)},
@@ -136,6 +160,7 @@ def _guards(lb: HttpLoadBalancer, policies: tuple[Item, ...], scope: Scope) -> F
     return {
         HEADER_MUTATION_FILTER: packed(HeaderMutationPerRoute(mutations={"request_mutations": appended})),
         RBAC_FILTER: rbac(verdicts(policies, requests)),
+        **callers.telling(pods),
     }
 
 

@@ -6,13 +6,14 @@ on the way; where a pool has origins here too, they are reached by CONNECT as we
 aggregate cluster dies of a null pointer when its client closes, so sites are chosen by weights alone, and which ones by `render`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
+from envoy.extensions.filters.network.set_filter_state.v3.set_filter_state_pb2 import Config as SetFilterState
 from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 from envoy.extensions.matching.common_inputs.network.v3.network_inputs_pb2 import SourcePortInput
 from envoy.extensions.matching.input_matchers.consistent_hashing.v3.consistent_hashing_pb2 import ConsistentHashing
@@ -21,11 +22,11 @@ from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 from xds.type.matcher.v3.matcher_pb2 import Matcher
 
-from agent.envoy import access, clusters, connections, names
+from agent.envoy import access, callers, clusters, connections, names
 from agent.envoy.connections import connect_route
 from agent.envoy.ingress import Bind, listener_message
 from agent.envoy.inputs import Item, ItemId, Scope, body
-from agent.envoy.messages import ADS, TYPE_PREFIX, Fields, extension, header, literal, milliseconds, number, packed
+from agent.envoy.messages import ADS, TYPE_PREFIX, Fields, extension, header, literal, milliseconds, number, packed, state
 from agent.envoy.policy import Requests, first_match, verdicts
 from agent.envoy.pools import CACHE, PoolView
 from agent.envoy.predicates import source_ip
@@ -82,28 +83,78 @@ def _chosen(lb: TcpLoadBalancer, pool: PoolView, site_id: str, sites: Mapping[st
     return sorted(sites)
 
 
-@lru_cache(CACHE)
 def listener(
-    bind: Bind, key: str, shares: tuple[tuple[str, int], ...], policies: tuple[Item, ...] | None, scope: Scope, sources: frozenset[ItemId]
+    bind: Bind,
+    key: str,
+    shares: tuple[tuple[str, int], ...],
+    policies: tuple[Item, ...] | None,
+    pods: callers.Known,
+    scope: Scope,
+    sources: frozenset[ItemId],
 ) -> Resource:
-    """A port of the load balancer with that key. `shares`: pools with weights.
+    """A port of the load balancer with that key. `shares`: pools with weights; `pods`: what is known of those that the policies select.
 
     Policies decide in the choice of a filter chain: the RBAC filter looks only when the client's first byte comes, by which time a server
-    that speaks first has spoken.
+    that speaks first has spoken. Which pods there are is in that choice alone, so that no connection is drained when they change.
     """
-    chains = [{"name": pool, "filters": [_by_ads(_proxy_name(key, pool), TcpProxy)]} for pool, _ in shares]
+    remembering = _many if not pods else _few
+    return remembering(bind, key, shares, policies, pods, scope, sources)
+
+
+def _listener(
+    bind: Bind,
+    key: str,
+    shares: tuple[tuple[str, int], ...],
+    policies: tuple[Item, ...] | None,
+    pods: callers.Known,
+    scope: Scope,
+    sources: frozenset[ItemId],
+) -> Resource:
+    groups = callers.groups(pods)
+    chains = [_filters(key, pool, word) for word in ("", *(word for word, _ in groups)) for pool, _ in shares]
     choice: Fields = {}
     if policies is not None:
-        requests = Requests(lambda sites: scope.site_id in sites, source_ip(), is_http=False)
-        choice["filter_chain_matcher"] = first_match(
-            verdicts(policies, requests), {"ALLOW": {"matcher": _choice(shares)}, "DENY": _chain(_DENIED)}
+        unknown = frozenset(id for id, addresses in pods if addresses is None)
+        matchers = [
+            {"predicate": callers.of_group(addresses), "on_match": {"matcher": _judged(policies, shares, word, unknown, scope)}}
+            for word, addresses in groups
+        ]
+        others = _judged(policies, shares, "", unknown, scope)
+        choice["filter_chain_matcher"] = (
+            Matcher(matcher_list={"matchers": matchers}, on_no_match={"matcher": others}) if matchers else others
         )
     elif len(shares) > 1:
         choice["filter_chain_matcher"] = _choice(shares)
     return resource(listener_message(bind, chains, **choice), sources)
 
 
-def _choice(shares: Sequence[tuple[str, int]]) -> Matcher:
+_many = lru_cache(CACHE)(_listener)
+_few = lru_cache(callers.CACHE)(_listener)
+
+
+def _filters(key: str, pool: str, word: str) -> Fields:
+    """A filter chain for connections of pods for which these selectors hold."""
+    granted = SetFilterState(on_new_connection=[state(names.PODS_STATE, word)])
+    telling = [extension("envoy.filters.network.set_filter_state", granted)] if word else []
+    return {"name": _chain_name(pool, word), "filters": [*telling, _by_ads(_proxy_name(key, pool), TcpProxy)]}
+
+
+def _chain_name(pool: str, word: str) -> str:
+    return pool + word
+
+
+def _judged(policies: tuple[Item, ...], shares: Sequence[tuple[str, int]], word: str, unknown: Container[str], scope: Scope) -> Matcher:
+    """What the policies say of connections of such pods."""
+    requests = Requests(
+        lambda sites: scope.site_id in sites,
+        source_ip(),
+        lambda selector: None if selector.id in unknown else callers.holds(selector, word),
+        is_http=False,
+    )
+    return first_match(verdicts(policies, requests), {"ALLOW": {"matcher": _choice(shares, word)}, "DENY": _chain(_DENIED)})
+
+
+def _choice(shares: Sequence[tuple[str, int]], word: str = "") -> Matcher:
     """By the client's port, which is as good as random: its hash falls on a pool in proportion to the pool's weight."""
     total = sum(weight for _, weight in shares)
     matchers = []
@@ -112,9 +163,9 @@ def _choice(shares: Sequence[tuple[str, int]]) -> Matcher:
         hashed = ConsistentHashing(modulo=total, threshold=total - reached)
         port = extension("port", SourcePortInput())
         predicate = {"single_predicate": {"input": port, "custom_match": extension("share", hashed)}}
-        matchers.append({"predicate": predicate, "on_match": _chain(pool)})
+        matchers.append({"predicate": predicate, "on_match": _chain(_chain_name(pool, word))})
     listed = {"matcher_list": {"matchers": matchers}} if matchers else {}
-    return Matcher(on_no_match=_chain(shares[-1][0]), **listed)
+    return Matcher(on_no_match=_chain(_chain_name(shares[-1][0], word)), **listed)
 
 
 def _chain(name: str) -> Fields:
@@ -139,17 +190,19 @@ def proxy(item: Item, branch: Branch) -> Resource:
         max_connect_attempts=number(_CONNECT_ATTEMPTS),
         hash_policy=[{"source_ip": {}}] if lb.hash_source_ip else [],
         access_log=access.tcp_logs(item.id.key),
-        tunneling_config=_tunneling(item.id.key, branch.pool) if branch.tunnelled else None,
+        tunneling_config=_tunneling(item.id.key, branch.pool, guarded=lb.policies is not None) if branch.tunnelled else None,
         **_clusters(branch.clusters),
     )
     return resource(TypedExtensionConfig(name=_proxy_name(item.id.key, branch.pool), typed_config=packed(message)), [item.id])
 
 
-def _tunneling(key: str, pool: str) -> Fields:
+def _tunneling(key: str, pool: str, *, guarded: bool) -> Fields:
+    """`guarded`: the destination has policies to judge the client by."""
     client = header(names.CLIENT_HEADER, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%")
+    pods = [header(names.PODS_HEADER, f"%FILTER_STATE({names.PODS_STATE}:PLAIN)%")] if guarded else []
     return {
         "hostname": names.export_authority("tcp", pool),
-        "headers_to_add": [header(names.LB_HEADER, literal(names.own_key(key))), client],
+        "headers_to_add": [header(names.LB_HEADER, literal(names.own_key(key))), client, *pods],
     }
 
 

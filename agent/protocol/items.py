@@ -4,12 +4,14 @@ References between items are keys: `namespace/name` for objects that users wrote
 Durations are milliseconds unless the name says otherwise. Secrets are never here, only `SecretRef`s.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from agent.protocol.base import Body
+from agent.protocol.base import Body, content_hash
 
 SecretRef = Annotated[str, Field(pattern=r"^secret:[0-9a-f-]{36}:[0-9]+$")]
 """`secret:<uid>:<version>`; the body is fetched in an authenticated call of its own."""
@@ -40,6 +42,9 @@ class ItemKind(StrEnum):
 
 AnyKind = Annotated[ItemKind | Annotated[str, Field(max_length=64)], Field(union_mode="left_to_right")]
 """A kind that this version does not know is a plain string."""
+
+NAMESPACE_LABEL = "ves.io/namespace"
+"""A label that every pod has by itself, whatever else it claims: its namespace."""
 
 EDGES = "edges"
 """Stands for the tenant in the names of regional edges' certificates."""
@@ -406,6 +411,36 @@ class Peer(Body):
     """Whether the control plane has heard of none of its nodes for a whole lease. What that means is for each pool to say."""
 
 
+class LabelRequirement(Body):
+    """`in` needs one of the values, `notin` none of them (or no such label); `exists` and `absent` look at the key alone."""
+
+    key: str
+    operator: Literal["in", "notin", "exists", "absent"]
+    values: tuple[str, ...] = ()
+    """Sorted."""
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        if self.operator == "in":
+            return labels.get(self.key) in self.values
+        if self.operator == "notin":
+            return labels.get(self.key) not in self.values
+        return (self.key in labels) == (self.operator == "exists")
+
+
+class PodSelector(Body):
+    """Over the labels of pods, and `NAMESPACE_LABEL`. All requirements must hold."""
+
+    requirements: tuple[LabelRequirement, ...]
+
+    @cached_property
+    def id(self) -> str:
+        """The same for the same requirements, at every site."""
+        return content_hash(self.canonical())[:16]
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        return all(requirement.holds(labels) for requirement in self.requirements)
+
+
 class PolicyRule(Body):
     """All conditions must hold; an empty condition holds always."""
 
@@ -413,6 +448,8 @@ class PolicyRule(Body):
     action: Literal["ALLOW", "DENY", "NEXT_POLICY"]
     sites: tuple[str, ...] | None = None
     """Ids of source sites; None means any."""
+    pods: PodSelector | None = None
+    """Source pods, of whichever cluster the request comes from; None means any client."""
     prefixes: tuple[str, ...] = ()
     prefixes_invert: bool = False
     path_prefixes: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from operator import attrgetter
 from typing import NamedTuple
 
 from agent.protocol import items
@@ -12,6 +13,7 @@ from controlplane.compile.members import SITES, Topology, labels
 from controlplane.compile.snapshot import CompiledItem
 from controlplane.resources import service_policy as resources
 from controlplane.resources.base import Key, Stored, chosen
+from controlplane.resources.selector import Selector
 
 _FIRST = {"FIRST_MATCH": None, "DENY_OVERRIDES": "DENY", "ALLOW_OVERRIDES": "ALLOW"}
 _ACTIONS = {"allow_list": "ALLOW", "deny_list": "DENY"}
@@ -73,6 +75,7 @@ def _rule(rule: resources.Rule, topology: Topology) -> items.PolicyRule | None:
         name=rule.metadata.name,
         action=spec.action,
         sites=sites,
+        pods=_pods(spec.client_pod_selector.selector) if spec.client_pod_selector else None,
         prefixes=spec.ip_prefix_list.ip_prefixes if spec.ip_prefix_list else (),
         prefixes_invert=spec.ip_prefix_list is not None and spec.ip_prefix_list.invert_match,
         path_prefixes=path.prefix_values,
@@ -96,6 +99,10 @@ def _sites(spec: resources.RuleSpec, topology: Topology) -> tuple[str, ...] | No
         return tuple(id for id, site in topology.sites.items() if selector.matches(labels(site)))
     names = (spec.client_name,) if spec.client_name else spec.client_name_matcher.exact_values if spec.client_name_matcher else None
     return None if names is None else _named(names, topology)
+
+
+def _pods(selector: Selector) -> items.PodSelector:
+    return items.PodSelector(requirements=tuple(sorted(selector.requirements, key=attrgetter("key", "operator", "values"))))
 
 
 def _named(names: Iterable[str], topology: Topology) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+
+from agent.protocol.items import LabelRequirement
 
 _KEY = r"(?:(?=[a-z0-9])[-a-z0-9.]{0,252}[a-z0-9]/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _VALUE = r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
@@ -15,26 +16,10 @@ _REQUIREMENT = re.compile(
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """`in` needs one of the values, `notin` none of them (or no such label); `exists` and `absent` look at the key alone."""
-
-    key: str
-    operator: Literal["in", "notin", "exists", "absent"]
-    values: frozenset[str] = frozenset()
-
-    def holds(self, labels: Mapping[str, str]) -> bool:
-        if self.operator == "in":
-            return labels.get(self.key) in self.values
-        if self.operator == "notin":
-            return labels.get(self.key) not in self.values
-        return (self.key in labels) == (self.operator == "exists")
-
-
-@dataclass(frozen=True)
 class Selector:
     """All requirements must hold; without any, everything matches."""
 
-    requirements: tuple[Requirement, ...]
+    requirements: tuple[LabelRequirement, ...]
 
     @staticmethod
     def parse(text: str) -> "Selector":
@@ -60,18 +45,18 @@ def _parse(text: str) -> Selector:
     raise ValueError(f"is not a label selector: cannot read {text[at : at + 32]!r} at position {at}")
 
 
-def _requirement(match: re.Match[str]) -> Requirement:
+def _requirement(match: re.Match[str]) -> LabelRequirement:
     if match["absent"]:
-        return Requirement(match["no"], "absent")
+        return LabelRequirement(key=match["no"], operator="absent")
     if match["equal"]:
-        return Requirement(match["key"], "notin" if match["equal"] == "!=" else "in", frozenset({match["value"]}))
+        return LabelRequirement(key=match["key"], operator="notin" if match["equal"] == "!=" else "in", values=(match["value"],))
     if match["set"]:
-        return Requirement(match["key"], match["set"], _values(match["values"]))  # type: ignore[arg-type]  # the pattern admits two words
-    return Requirement(match["key"], "exists")
+        return LabelRequirement.model_validate({"key": match["key"], "operator": match["set"], "values": _values(match["values"])})
+    return LabelRequirement(key=match["key"], operator="exists")
 
 
-def _values(text: str) -> frozenset[str]:
-    values = frozenset(value.strip() for value in text.split(","))
+def _values(text: str) -> tuple[str, ...]:
+    values = tuple(sorted({value.strip() for value in text.split(",")}))
     for value in values:
         if not re.fullmatch(_VALUE, value):
             raise ValueError(f"is not a label selector: {value[:32]!r} cannot be the value of a label")

@@ -142,7 +142,7 @@ class RuleSpec(Value):
         "goto_policy": "jumps between policies are not supported",
         "jwt_claims": "JWT validation is not supported",
         "l4_dest_matcher": "destinations are not matched",
-        "label_matcher": "is not supported: give client_selector",
+        "label_matcher": "is not supported: give client_selector or client_pod_selector",
         "mum_action": Unless("malicious user mitigation is not supported", ({"default": {}}, {"skip_processing": {}})),
         "port_matcher": "ports are not matched",
         "rate_limiter": "rate limits are not supported",
@@ -167,6 +167,9 @@ class RuleSpec(Value):
     client_name_matcher: NameMatcher | None = None
     client_selector: LabelSelector | None = None
     """Over the labels of the source site."""
+    client_pod_selector: LabelSelector | None = None
+    """Over the labels of the source pod, and its namespace as `ves.io/namespace`. Unlike in the F5 XC API a field of its own, beside the
+    choice of sites: whoever may label a pod cannot pass for another site."""
     any_ip: Empty | None = None
     ip_prefix_list: IpPrefixList | None = None
     path: PathMatcher | None = None

@@ -103,3 +103,14 @@ def granted(account: str, namespace: str, *rules: Body, everywhere: bool = False
 
 def rule(group: str, resource: str, *verbs: str, **more: Any) -> Body:
     return {"apiGroups": [group], "resources": [resource], "verbs": list(verbs), **more}
+
+
+def pod(name: str, namespace: str, address: str, labels: Mapping[str, str] | None = None, *, phase: str = "Running", **spec: Any) -> Body:
+    """As its kubelet reports it; without an address if that is empty."""
+    return {
+        "kind": "Pod",
+        "apiVersion": "v1",
+        "metadata": {"name": name, "namespace": namespace, "labels": dict(labels or {})},
+        "spec": {"containers": [{"name": "main", "image": "none"}], **spec},
+        "status": {"phase": phase, **({"podIP": address, "podIPs": [{"ip": address}]} if address else {})},
+    }

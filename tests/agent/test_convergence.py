@@ -20,6 +20,7 @@ from agent.envoy.inputs import Addresses, NodeIdentity, PeerView
 from agent.envoy.resources import Resources
 from agent.intake import Intake, Wanted
 from agent.origins import SiteOrigins
+from agent.pods import SitePods
 from agent.probes import Probes
 from agent.protocol.items import DirectResponse, HttpLoadBalancer, ItemKind, Listener, Route, RouteMatch
 from agent.protocol.manifest import Manifest
@@ -112,6 +113,7 @@ async def node(run_dir: Path) -> AsyncIterator[Converging]:
         wanted=lambda: intake.current,
         proxy=Envoy(xds, envoy),
         origins=origins,
+        pods=SitePods(None, dict, lambda: None),
         peers=probe,
         own=PeerView,
         passed=lambda: None,

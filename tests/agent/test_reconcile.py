@@ -12,6 +12,7 @@ from agent.envoy.render import render
 from agent.envoy.resources import CLUSTER, Resources
 from agent.intake import Intake, Wanted, restored
 from agent.paths import DIRECT, REVERSE, Route, Watch
+from agent.pods import SitePods
 from agent.protocol.items import Export, ExportUse, ItemKind
 from agent.protocol.manifest import Manifest
 from agent.reconcile import Reconciler
@@ -95,6 +96,7 @@ class Node:
             wanted=lambda: self.intake.current,
             proxy=self.envoy,
             origins=self.origins,
+            pods=SitePods(None, dict, lambda: None),
             peers=self.peers,
             own=PeerView,
             passed=lambda: None,

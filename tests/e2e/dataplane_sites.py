@@ -27,10 +27,12 @@ from agent.protocol.items import (
     Gateway,
     HttpLoadBalancer,
     ItemKind,
+    LabelRequirement,
     Listener,
     Origin,
     OriginPool,
     Peer,
+    PodSelector,
     Policy,
     PolicyRule,
     Route,
@@ -121,6 +123,10 @@ def policy(key: str, *rules: PolicyRule, default: Any = None) -> Item:
     return item(ItemKind.POLICY, key, Policy(rules=rules, default=default))
 
 
+def labelled(key: str, value: str) -> PodSelector:
+    return PodSelector(requirements=(LabelRequirement(key=key, operator="in", values=(value,)),))
+
+
 def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -164,6 +170,10 @@ class LiveSite:
     def endpoints(self, pool: str, origin: str, endpoints: Iterable[Endpoint]) -> None:
         known = {**self.local.endpoints, OriginId(pool, origin): tuple(sorted(endpoints))}
         self.local = replace(self.local, endpoints=known)
+
+    def pods(self, found: Mapping[PodSelector, tuple[str, ...] | None]) -> None:
+        """Addresses for which each selector holds."""
+        self.local = replace(self.local, pods={selector.id: addresses for selector, addresses in found.items()})
 
     def sees(self, peers: Mapping[str, PeerView]) -> None:
         self.local = replace(self.local, peers=peers)

@@ -13,14 +13,16 @@ import pytest
 import pytest_asyncio
 
 from agent.envoy import stats
-from agent.envoy.inputs import Endpoint, PeerView
+from agent.envoy.inputs import Endpoint, PeerView, body
 from agent.protocol.items import (
+    NAMESPACE_LABEL,
     DirectResponse,
     ExportUse,
     HashPolicy,
     HeaderEdits,
     HeaderMatch,
     HeaderValue,
+    Policy,
     PolicyRule,
     QueryMatch,
     Redirect,
@@ -34,6 +36,7 @@ from tests.e2e.dataplane_sites import (
     forward,
     free_port,
     http,
+    labelled,
     policy,
     pool,
     three_sites,
@@ -316,6 +319,67 @@ async def test_the_destination_judges_by_source_site_and_client_address(world: W
             return reply.status_code == status
 
         await until(judged, name)
+
+
+WEB, SHOP = labelled("app", "web"), labelled(NAMESPACE_LABEL, "shop")
+
+
+async def from_addresses(world: World, host: str, *addresses: str, **fields: Any) -> dict[str, int]:
+    """Statuses of requests from these addresses."""
+    found = {}
+    for address in addresses:
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(local_address=address)) as client:
+            reply = await client.get(f"http://{world.a.host}:{world.http_port}", headers={"host": host, **fields})
+            found[address] = reply.status_code
+    return found
+
+
+@pytest.mark.parametrize("place", ["ingress", "destination"])
+async def test_policies_tell_pods_apart_where_requests_enter_and_again_where_they_are_served(world: World, place: str) -> None:
+    key = f"shop/pods-{place}"
+    host = f"pods-{place}.test"
+    web, batch, foreign, outside = "127.91.0.1", "127.91.0.2", "127.91.0.3", "127.91.0.4"
+    rules = policy(
+        key,
+        PolicyRule(name="web", action="ALLOW", pods=WEB, sites=(world.a.site_id,)),
+        PolicyRule(name="shop", action="DENY", pods=SHOP),
+        PolicyRule(name="keyed", action="ALLOW", headers=(HeaderMatch(name="x-key", exact="open"),)),
+    )
+    # In the destination's case the ingress allows everything, although it looks at the same selectors.
+    never = tuple(rule.model_copy(update={"prefixes": ("203.0.113.1",)}) for rule in body(rules, Policy).rules)
+    at_ingress = rules if place == "ingress" else policy(key, *never, default="ALLOW")
+    world.shared(pool(key, world.b.site_id), rules)
+    world.a.knows(at_ingress)
+    world.listens(http(key, host, forward(key), policies=(key,)))
+    enforced = (key,) if place == "destination" else None
+    world.b.knows(export(key, world.use(key, policies=enforced, policy_headers=("x-key",))))
+    world.b.endpoints(key, "pods", [world.pods["b1"].endpoint])
+    world.a.pods({WEB: (web,), SHOP: (web, batch)})
+    await world.apply()
+    await world.answers(host, headers={"x-key": "open"})
+    everybody = (web, batch, foreign, outside)
+    forged = {"x-isthmus-pods": f"|{WEB.id}|"}
+    assert await from_addresses(world, host, *everybody, **forged) == {web: 200, batch: 403, foreign: 403, outside: 403}
+    opened = {"x-key": "open"}
+    assert await from_addresses(world, host, *everybody, **opened) == {web: 200, batch: 403, foreign: 200, outside: 200}
+    world.a.pods({WEB: (foreign, web), SHOP: ()})
+    await world.a.apply()
+    assert await from_addresses(world, host, *everybody) == {web: 200, batch: 403, foreign: 200, outside: 403}
+    assert not any(name.startswith("x-isthmus-") for name in world.pods["b1"].seen[-1]["headers"])
+
+
+async def test_where_pods_cannot_be_read_what_a_rule_about_them_could_match_is_denied(world: World) -> None:
+    host = await world.single_pool("unreadable", world.a, lb={"policies": ("shop/unreadable",)})
+    public = PolicyRule(name="public", action="ALLOW", path_prefixes=("/public/",))
+    batch = PolicyRule(name="batch", action="DENY", pods=SHOP, path_prefixes=("/orders/",))
+    world.a.knows(policy("shop/unreadable", public, batch, default="ALLOW"))
+    world.a.endpoints("shop/unreadable", "pods", [(await world.pod(world.a, "unreadable")).endpoint])
+    for readable, status in ((None, 403), ((), 200)):
+        world.a.pods({SHOP: readable})
+        await world.apply()
+        await world.answers(host, "/public/")
+        assert (await world.call(host, "/orders/")).status_code == status
+        assert (await world.call(host, "/else")).status_code == 200
 
 
 async def test_a_peer_that_is_no_longer_allowed_is_refused_on_its_open_connections(world: World) -> None:

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import pytest_asyncio
 
-from agent.envoy.inputs import Endpoint, PeerView
-from agent.protocol.items import PolicyRule, WeightedPool
-from tests.e2e.dataplane_sites import LiveSite, World, export, free_port, listener, policy, pool, tcp, tcp_pod, three_sites, until
+from agent.envoy.inputs import Endpoint, PeerView, body
+from agent.protocol.items import NAMESPACE_LABEL, Policy, PolicyRule, WeightedPool
+from tests.e2e.dataplane_sites import LiveSite, World, export, free_port, labelled, listener, policy, pool, tcp, tcp_pod, three_sites, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -55,9 +55,9 @@ async def tcp_service(world: World, name: str, pods: dict[LiveSite, Serve], **fi
     return port
 
 
-async def greeting(world: World, port: int, length: int = 1) -> str:
+async def greeting(world: World, port: int, length: int = 1, *, source: str = "") -> str:
     """What the server says first; empty if the connection is closed without a word."""
-    reader, writer = await asyncio.open_connection(world.a.host, port)
+    reader, writer = await asyncio.open_connection(world.a.host, port, local_addr=(source, 0) if source else None)
     try:
         async with asyncio.timeout(5):
             return (await reader.readexactly(length)).decode()
@@ -191,6 +191,41 @@ async def test_policies_hold_where_connections_enter_and_again_where_they_are_se
             return bool(await greeting(world, port)) is allowed
 
         await until(judged, case)
+
+
+WEB, SHOP = labelled("app", "web"), labelled(NAMESPACE_LABEL, "shop")
+
+
+@pytest.mark.parametrize("place", ["ingress", "destination"])
+async def test_policies_tell_pods_apart_before_a_server_speaks(world: World, place: str) -> None:
+    name = f"pods-tcp-{place}"
+    key = f"shop/{name}"
+    web, batch, outside = "127.92.0.1", "127.92.0.2", "127.92.0.3"
+    port = await tcp_service(world, name, {world.b: named("b")})
+    await greeted(world, port)
+    rules = policy(key, PolicyRule(name="web", action="ALLOW", pods=WEB), PolicyRule(name="shop", action="DENY", pods=SHOP))
+    open_to_all = policy(key, *(rule.model_copy(update={"sites": ()}) for rule in body(rules, Policy).rules), default="ALLOW")
+    world.a.knows(rules if place == "ingress" else open_to_all, tcp(key, key, policies=(key,)))
+    enforced = (key,) if place == "destination" else None
+    world.b.knows(rules, export(key, world.use(key, "tcp", policies=enforced)))
+    world.a.pods({WEB: (web,), SHOP: (web, batch)})
+    await world.apply()
+
+    async def judged() -> dict[str, bool]:
+        return {source: bool(await greeting(world, port, source=source)) for source in (web, batch, outside)}
+
+    async def settled() -> bool:
+        return await judged() == {web: True, batch: False, outside: False}
+
+    await until(settled, "just the pod to be served")
+    reader, writer = await asyncio.open_connection(world.a.host, port, local_addr=(web, 0))
+    assert await reader.readexactly(1) == b"b"
+    world.a.pods({WEB: (web, outside), SHOP: (web,)})
+    await world.a.apply()
+    assert await judged() == {web: True, batch: False, outside: True}
+    writer.write(b"still here")
+    assert await reader.readexactly(10) == b"still here"
+    writer.close()
 
 
 async def test_a_site_may_use_an_export_only_through_load_balancers_that_name_it(world: World) -> None:

@@ -92,7 +92,8 @@ def tcps(draw: st.DrawFn, name: str) -> Body:
 def policies(draw: st.DrawFn, name: str) -> Body:
     rule = {"action": draw(st.sampled_from(("ALLOW", "DENY"))), "client_selector": {"expressions": [draw(selectors)]}}
     header = {"headers": [{"name": "X-Key", "check_present": {}}]} if draw(st.booleans()) else {}
-    return policy(name, rule_list={"rules": [{"metadata": {"name": "rule"}, "spec": {**rule, **header}}]})
+    pods = {"client_pod_selector": {"expressions": ["app = web"]}} if draw(st.booleans()) else {}
+    return policy(name, rule_list={"rules": [{"metadata": {"name": "rule"}, "spec": {**rule, **header, **pods}}]})
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from tests.unit.compile.tenants import EDGES, SITES, changed_tenants, tenants
 
 SITE_IDS = tuple(id_of(name) for name in SITES)
 EDGE_IDS = tuple(id_of(name) for name in EDGES)
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # a tenant is as large as it is
 quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 

@@ -43,6 +43,7 @@ def local_of(text: str, run_dir: str = "/run/isthmus") -> LocalState:
             for entry in said["endpoints"]
         },
         peers={site: PeerView(**view) for site, view in said["peers"].items()},
+        pods={id: None if addresses is None else tuple(addresses) for id, addresses in said.get("pods", {}).items()},
         dials=frozenset(said.get("dials", ())),
         workers=said.get("workers", 1),
         secrets={ref: value.encode() for ref, value in said["secrets"].items()},

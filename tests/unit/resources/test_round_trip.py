@@ -116,6 +116,7 @@ policies = one_of(
                         "spec": merged(
                             objects(action=st.integers(0, 2), waf_action=st.just({"none": {}})),
                             one_of(client_name=names, any_client=empties, client_selector=st.just({"expressions": ["a=b"]})),
+                            objects(client_pod_selector=st.just({"expressions": ["ves.io/namespace=shop"]})),
                         ),
                     }
                 ),
