@@ -24,6 +24,7 @@ _ORDER = (
     ItemKind.TCP_LOADBALANCER,
     ItemKind.HTTP_LOADBALANCER,
     ItemKind.PUBLISH,
+    ItemKind.SERVICE_EXPORT,
 )
 _ROUNDS = 5
 """More are needed only by an Envoy that refuses now what it accepted a moment ago."""

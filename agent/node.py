@@ -33,13 +33,14 @@ from agent.pods import SitePods
 from agent.probes import Probes
 from agent.protocol.enrolment import Credentials
 from agent.protocol.items import Gateway, ItemKind, Site
-from agent.protocol.report import DiscoveryReport, EdgeHealth, OriginHealth, PeerHealth
+from agent.protocol.report import DiscoveryReport, EdgeHealth, MultiClusterServices, OriginHealth, PeerHealth
 from agent.proxy import Proxy, ProxyState, find_envoy
-from agent.publish import Publishing
+from agent.publish import Publishing, hindrance
 from agent.published import Publisher
 from agent.reconcile import Reconciler, Verdict
 from agent.reporting import Heartbeats, Metrics, Reports
 from agent.scrape import Scrape
+from agent.service_exports import ServiceExports
 from agent.settings import Settings, host_and_port
 from agent.state import Keeper, StateDirectory, private_key_pem
 from agent.status import StatusFile
@@ -116,13 +117,18 @@ class Node:
         self._probes = Probes(run_dir / "probe.sock", self._nudge, saved.dials, saved.paths)
         self._edges = Probes(run_dir / "probe.sock", lambda: None)
         self._origins = SiteOrigins(node.site_id, self.cluster, lambda: self._intake.current.secrets, self._nudge)
-        publisher = Publisher(node.site_id, node.node_id, _addresses(settings).service)
         self._pods = SitePods(self.cluster, lambda: self._intake.current.secrets, self._nudge)
+        publisher = Publisher(node.site_id, node.node_id, _addresses(settings).service)
+        published_in = self.cluster if settings.publish else None
+        self._service_exports = ServiceExports(
+            self.cluster, lambda: self._origins.own_services, self._service_exports_changed, hindrance(publisher, published_in)
+        )
         self._publishing = Publishing(
             publisher,
-            self.cluster if settings.publish else None,
+            published_in,
             lambda: self._reconciler.good if self.serves else None,
             self._nudge,
+            self._service_exports,
         )
         self._reconciler = Reconciler(
             node=node,
@@ -185,10 +191,13 @@ class Node:
                 raise retired
 
     async def _run_until(self, stopping: "asyncio.Future[signal.Signals]") -> None:
-        serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape, self._publishing)
+        serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape)
         telling = (self._reports, self._heartbeats, self._advertiser, self._election, self._status_file, *self._forwarders)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(loop.run(), name=type(loop).__name__) for loop in (*serving, *telling)]
+            tasks = [
+                group.create_task(loop.run(), name=type(loop).__name__)
+                for loop in (*serving, self._publishing, self._service_exports, *telling)
+            ]
             tasks.append(group.create_task(self._keep_trusting(), name="trust"))
             which = await stopping
             log.info("stopping", signal=which.name)
@@ -222,6 +231,10 @@ class Node:
     def _verdict_changed(self) -> None:
         self._heartbeats.beat()
         self._publishing.look()
+
+    def _service_exports_changed(self) -> None:
+        self._publishing.wake()
+        self._reports.look()
 
     def _renewed(self, credentials: Credentials) -> None:
         if credentials.control_plane_urls and not self.settings.control_plane_urls:
@@ -261,6 +274,10 @@ class Node:
         """All nodes of a site discover the same services: one suffices to tell them."""
         reports = self._origins.reports
         return reports if self._election.leads else tuple(report.model_copy(update={"services": None}) for report in reports)
+
+    @property
+    def multi_cluster_services(self) -> MultiClusterServices | None:
+        return self._service_exports.report
 
     @property
     def origins(self) -> tuple[OriginHealth, ...] | None:

@@ -139,6 +139,11 @@ class SiteOrigins:
         return sorted(self._clusters.items(), key=lambda item: (item[0] != OWN, item[0]))
 
     @property
+    def own_services(self) -> ServiceTable | None:
+        """Of the cluster that this node belongs to, as far as they are known."""
+        return self._clusters[OWN].cluster.table if OWN in self._clusters else None
+
+    @property
     def settled(self) -> bool:
         """Whether all that was asked for anew has been answered, if only by a failure, or has had its time."""
         clusters = all(it.cluster.table is not None or it.cluster.reason for it in self._clusters.values())

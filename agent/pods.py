@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from agent.discovery.following import Following
 from agent.discovery.kubeconfig import ClusterAccess, from_item
-from agent.discovery.pods import FollowedPods, Identity
+from agent.discovery.pods import Identity, Pod, read_pod
+from agent.discovery.reflector import ReadForbidden
 from agent.envoy.callers import selected
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, body
 from agent.protocol.items import Discovery, ItemKind, PodSelector, Policy
@@ -23,10 +25,19 @@ _OWN = ""
 
 @dataclass
 class _Followed:
-    pods: FollowedPods
+    pods: Following[Identity]
     task: asyncio.Task[None]
     hash: str
     since: float
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether pods may not be read; then what was read before does not count."""
+        return isinstance(self.pods.failure, ReadForbidden)
+
+    @property
+    def unknown(self) -> bool:
+        return self.forbidden or self.pods.objects is None
 
 
 @dataclass
@@ -48,7 +59,7 @@ class SitePods:
                 self._followed.pop(key).task.cancel()
         for key, (hash, load) in wanted.items():
             if key not in self._followed:
-                pods = FollowedPods(load, self.changed)
+                pods = Following(load, Pod, read_pod, self.changed)
                 self._followed[key] = _Followed(pods, asyncio.create_task(pods.run(), name=f"pods {key}"), hash, time.monotonic())
 
     def _clusters(self, snapshot: AgentSnapshot) -> dict[str, tuple[str, Callable[[], ClusterAccess]]]:
@@ -65,19 +76,19 @@ class SitePods:
     def addresses(self, snapshot: AgentSnapshot, before: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...] | None]:
         """By id of each selector of its policies, sorted; None: unknown. What was not read yet is as it was before."""
         wanted = selectors(snapshot)
-        followed = [each.pods for each in self._followed.values()]
-        if any(pods.forbidden for pods in followed):
+        followed = [*self._followed.values()]
+        if any(each.forbidden for each in followed):
             return dict.fromkeys(wanted, None)
-        if any(pods.pods is None for pods in followed):
+        if any(each.unknown for each in followed):
             return {id: before.get(id) for id in wanted}
-        state = (tuple(wanted), [(id(pods), pods.version) for pods in followed])
+        state = (tuple(wanted), [(each.pods, each.pods.version) for each in followed])
         if self._last is None or self._last[0] != state:
-            self._last = state, _matching(wanted, [identity for pods in followed for identity in (pods.pods or {}).values()])
+            self._last = state, _matching(wanted, [identity for each in followed for identity in (each.pods.objects or {}).values()])
         return self._last[1]
 
     def refused(self, snapshot: AgentSnapshot) -> Mapping[ItemId, str]:
         """Its policies that cannot tell pods apart here, and why."""
-        reasons = sorted({each.pods.reason for each in self._followed.values() if each.pods.forbidden or each.pods.pods is None} - {""})
+        reasons = sorted({str(each.pods.failure) for each in self._followed.values() if each.unknown and each.pods.failure})
         if not reasons:
             return {}
         said = f"requests that its rules about pods may concern are denied, for pods cannot be read: {'; '.join(reasons)}"
@@ -86,8 +97,8 @@ class SitePods:
     @property
     def settled(self) -> bool:
         """Whether what the last `follow` asked for is known, or cannot be known soon."""
-        now = time.monotonic()
-        return all(each.pods.pods is not None or each.pods.reason or now > each.since + _PATIENCE_S for each in self._followed.values())
+        patient = time.monotonic() - _PATIENCE_S
+        return all(not each.unknown or each.pods.failure or each.since < patient for each in self._followed.values())
 
     async def close(self) -> None:
         tasks = [followed.task for followed in self._followed.values()]

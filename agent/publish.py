@@ -5,24 +5,33 @@ time, who holds the site's Lease, keeps the Services and clears up behind nodes 
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import attrgetter
 from random import uniform
+from typing import Any, TypeVar
 
 from lightkube.core.generic_client import ALL_NS
+from lightkube.generic_resource import GenericNamespacedResource
 from lightkube.resources.core_v1 import Service
 from lightkube.resources.discovery_v1 import EndpointSlice
 
 from agent.backoff import backoff
-from agent.cluster import CONFLICT, FORBIDDEN, Cluster, ClusterAway, ObjectRefused
+from agent.cluster import CONFLICT, FORBIDDEN, NOT_FOUND, Cluster, ClusterAway, ObjectRefused
 from agent.discovery.kubeconfig import ClusterAccess
-from agent.envoy.inputs import AgentSnapshot, ItemId
+from agent.envoy.inputs import AgentSnapshot, Item, ItemId
 from agent.errors import Misconfigured
 from agent.leases import Leases, home
 from agent.log import log
+from agent.multicluster import Condition, Export, ServiceExport, ServiceImport
 from agent.protocol.items import ItemKind
-from agent.published import Change, Place, Publication, Publisher, obstacle, place_of, publications, services, slices
+from agent.published import Change, Place, Publication, Publisher, imports, obstacle, place_of, publications, services, slices
+from agent.service_exports import ServiceExports
+
+R = TypeVar("R", Service, GenericNamespacedResource)
 
 PACE_S = 10.0
 """Between passes while nothing happens."""
@@ -41,6 +50,12 @@ class _Pass:
     """Where something is wanted, or was."""
     services: dict[Place, Service] = field(default_factory=dict)
     slices: list[EndpointSlice] = field(default_factory=list)
+    imports: dict[Place, GenericNamespacedResource] | None = None
+    """ServiceImports; None: they were not read."""
+    unsaid: dict[Place, str] = field(default_factory=dict)
+    """ServiceExports whose status could not be written, and why."""
+    missing: set[Place] = field(default_factory=set)
+    """Of namespaces that are not there."""
     refused: dict[Place, str] = field(default_factory=dict)
     raced: bool = False
     """Whether somebody else wrote at the same time: look again soon."""
@@ -61,18 +76,58 @@ class _Pass:
         self.slices += await self.cluster.listed(EndpointSlice, self.who.site_labels, namespace)
         self.services |= {place_of(each): each for each in found}
 
+    async def read_imports(self) -> None:
+        """ServiceImports that are ours."""
+        try:
+            found = await self.cluster.listed(ServiceImport, self.who.site_labels)
+        except ObjectRefused as refusal:
+            self.refused |= {each.place: f"ServiceImports: {refusal}" for each in self.wanted if each.service_import}
+        else:
+            self.imports = {place_of(each): each for each in found}
+
     async def find_taken(self) -> None:
         """Names that are wanted and that others have."""
         for each in self.wanted:
             if each.place not in self.services and each.place not in self.refused:
                 with self._of((each.place,)):
-                    found = await self.cluster.get(Service, each.name, each.namespace)
-                    if found and self.who.owns(found):
+                    found = await self._owned(each, Service, each.name)
+                    if found:
                         self.services[each.place] = found
-                    elif found:
-                        self.refused[each.place] = (
-                            f"the cluster has a service {each.name} in namespace {each.namespace} that is not this site's"
-                        )
+
+    async def make_imports(self) -> None:
+        """As far as their names are not others'."""
+        if self.imports is None:
+            return
+        for each in self.wanted:
+            place = (each.namespace, each.service_import)
+            if each.service_import and place not in self.imports and each.place not in self.refused:
+                with self._of((each.place,)):
+                    found = await self._owned(each, ServiceImport, each.service_import)
+                    if found:
+                        self.imports[place] = found
+        await self.make([*imports(self.wanted, self.services, self.imports, self.refused, self.who)])
+
+    async def _owned(self, wanted: Publication, resource: type[R], name: str) -> R | None:
+        """If it is there and ours."""
+        found = await self.cluster.get(resource, name, wanted.namespace)
+        if found and not self.who.owns(found):
+            kind = resource.__name__
+            self.refused[wanted.place] = f"the cluster has a {kind} {name} in namespace {wanted.namespace} that is not this site's"
+            return None
+        return found
+
+    async def say(self, export: Export, conditions: frozenset[Condition], now: str) -> None:
+        """In the status of a ServiceExport, beside what others say there."""
+        try:
+            found = await self.cluster.get(ServiceExport, export.name, export.namespace)
+            if found:
+                status = _status(found, conditions, now)
+                await self.cluster.replace(ServiceExport.Status.from_dict({**found, "status": status}))
+        except ObjectRefused as refusal:
+            if refusal.status == CONFLICT:
+                self.raced = True
+            else:
+                self.unsaid[export.namespace, export.name] = f"its status cannot be written: {refusal}"
 
     async def make(self, changes: Iterable[Change]) -> bool:
         """Whether there were any."""
@@ -84,27 +139,31 @@ class _Pass:
         return changed
 
     async def _make(self, change: Change) -> None:
-        log.info("publishing", verb=change.verb, kind=type(change.object).__name__, service="/".join(change.place))
+        written: Any = None
         if change.verb == "delete":
             await self.cluster.delete(change.object)
-            if isinstance(change.object, Service):
-                self.services.pop(change.place, None)
-            return
-        write = self.cluster.create if change.verb == "post" else self.cluster.replace
-        written = await write(change.object)
-        if isinstance(written, Service):
-            self.services[change.place] = written
+        else:
+            write = self.cluster.create if change.verb == "post" else self.cluster.replace
+            written = await write(change.object)
+        log.info("published", verb=change.verb, kind=type(change.object).__name__, service="/".join(change.place))
+        if isinstance(change.object, Service):
+            self.services.pop(change.place, None)
+            if written:
+                self.services[change.place] = written
 
     @contextmanager
     def _of(self, places: Iterable[Place]) -> Iterator[None]:
         """What is refused concerns these alone."""
+        concerned = tuple(places)
         try:
             yield
         except ObjectRefused as refusal:
+            if refusal.status == NOT_FOUND:
+                self.missing.update(concerned)
             if refusal.status == CONFLICT:
                 self.raced = True
             else:
-                self.refused |= dict.fromkeys(places, str(refusal))
+                self.refused |= dict.fromkeys(concerned, str(refusal))
 
 
 @dataclass
@@ -116,15 +175,19 @@ class Publishing:
     """How to reach the node's own cluster. None: publishing is off."""
     snapshot: Callable[[], AgentSnapshot | None]
     changed: Callable[[], None]
+    exports: ServiceExports
+    """Of the node's own cluster."""
     _refused: Mapping[ItemId, str] = field(default_factory=dict, init=False)
     _in_place: frozenset[ItemId] = field(default_factory=frozenset, init=False)
     _seen: tuple[Publication, ...] | None = field(default=None, init=False)
+    _said: frozenset[Item] = field(default_factory=frozenset, init=False)
+    """What the control plane says of exports."""
     _namespaces: frozenset[str] = field(default_factory=frozenset, init=False)
 
     def __post_init__(self) -> None:
         self._leases = Leases(self.who)
         self._wake = asyncio.Event()
-        self._obstacle = _OFF if self.cluster is None else obstacle(self.who.address)
+        self._obstacle = hindrance(self.who, self.cluster)
 
     def refused(self, snapshot: AgentSnapshot) -> Mapping[ItemId, str]:
         """Which of its items are not in force, and why."""
@@ -135,8 +198,14 @@ class Publishing:
     def look(self) -> None:
         """There may be something else to publish."""
         snapshot = self.snapshot()
-        if snapshot is not None and publications(snapshot) != self._seen:
+        if snapshot is None:
+            return
+        if publications(snapshot) != self._seen or frozenset(snapshot.by_kind[ItemKind.SERVICE_EXPORT]) != self._said:
             self._wake.set()
+
+    def wake(self) -> None:
+        """There may be something else to say of exports."""
+        self._wake.set()
 
     async def run(self) -> None:
         """For ever, if there is anything to do at all."""
@@ -145,6 +214,7 @@ class Publishing:
             self._wake.clear()
             snapshot = self.snapshot()
             self._seen = publications(snapshot) if snapshot else None
+            self._said = frozenset(snapshot.by_kind[ItemKind.SERVICE_EXPORT]) if snapshot else frozenset()
             try:
                 raced = self._seen is not None and await self._pass(self.cluster(), () if self._obstacle else self._seen)
             except (ClusterAway, ObjectRefused, Misconfigured) as error:
@@ -178,11 +248,16 @@ class Publishing:
             self._namespaces |= {each.namespace for each in wanted}
             look = _Pass(Cluster(client), self.who, wanted, self._namespaces)
             await look.read()
-            if wanted or look.services or look.slices:
+            if self.exports.reason == "":
+                await look.read_imports()
+            if wanted or look.services or look.slices or look.imports or self.exports.judged:
                 await self._keep(look, home(access))
         ours = {place_of(each) for each in look.slices if self.who.wrote(each)}
+        elsewhere = {each.place for each in wanted if each.service_import and each.place in look.missing}
+        refused = {each.id: look.refused[each.place] for each in wanted if each.place in look.refused.keys() - elsewhere}
+        unsaid = {ItemId(ItemKind.SERVICE_EXPORT, "/".join(place)): why for place, why in look.unsaid.items()}
         self._conclude(
-            {each.id: look.refused[each.place] for each in wanted if each.place in look.refused},
+            {**refused, **unsaid},
             frozenset(each.id for each in wanted if each.place in ours and each.place not in look.refused),
         )
         return look.raced
@@ -193,10 +268,20 @@ class Publishing:
         await look.find_taken()
         if leads:
             await look.make([*services(look.wanted, look.services, look.refused, self.who)])
+            await self._keep_imports(look)
         is_gone = None if living is None else lambda node: node not in living
         if await look.make(slices(look.wanted, look.services, look.slices, self.who, is_gone)):
             look.slices = []
             await look.read()
+
+    async def _keep_imports(self, look: _Pass) -> None:
+        """What the Multi-Cluster Services API shows to the cluster's users."""
+        if self.exports.reason != "":
+            return
+        await look.make_imports()
+        now = datetime.fromtimestamp(time.time(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        for export, conditions in [*self.exports.conditions(self.snapshot() or AgentSnapshot())]:
+            await look.say(export, conditions, now)
 
     def _failed(self, error: Exception) -> None:
         """What is in place stays so; of the rest it is said why it is not."""
@@ -209,3 +294,19 @@ class Publishing:
             log.info("published", services=len(in_place), refused=sorted(refused.values())[:3])
             self._refused = refused
             self.changed()
+
+
+def hindrance(who: Publisher, cluster: Callable[[], ClusterAccess] | None) -> str:
+    """Why nothing can be published; empty if it can."""
+    return _OFF if cluster is None else obstacle(who.address)
+
+
+def _status(found: Mapping[str, Any], conditions: Iterable[Condition], now: str) -> dict[str, Any]:
+    """With conditions of these types replaced; the time of a transition stays where there is none."""
+    status = found.get("status") or {}
+    before = {each.get("type"): each for each in status.get("conditions") or ()}
+    for each in sorted(conditions, key=attrgetter("type")):
+        was = before.get(each.type, {})
+        since = was.get("lastTransitionTime", now) if was.get("status") == each.status else now
+        before[each.type] = {**vars(each), "lastTransitionTime": since}
+    return {**status, "conditions": [*before.values()]}

@@ -1,4 +1,4 @@
-"""Services that stand for load balancers, and their EndpointSlices, as they should be, held against what there is.
+"""Services that stand for load balancers, their EndpointSlices and ServiceImports, as they should be, held against what there is.
 
 What is ours carries two labels; nothing without them is ever written. Each node has its own EndpointSlice of every Service, and the
 Services are kept by whoever leads.
@@ -7,8 +7,9 @@ Services are kept by whoever leads.
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from lightkube.generic_resource import GenericNamespacedResource
 from lightkube.models.core_v1 import ServicePort, ServiceSpec
 from lightkube.models.discovery_v1 import Endpoint, EndpointConditions, EndpointPort
 from lightkube.models.meta_v1 import ObjectMeta, OwnerReference
@@ -17,7 +18,8 @@ from lightkube.resources.discovery_v1 import EndpointSlice
 from msgspec.structs import replace
 
 from agent.envoy.inputs import AgentSnapshot, ItemId, body
-from agent.protocol.items import ItemKind, Publish
+from agent.multicluster import ServiceImport
+from agent.protocol.items import ItemKind, Publish, PublishedPort
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 ISTHMUS = "isthmus"
@@ -37,8 +39,11 @@ class Publication:
     id: ItemId
     namespace: str
     name: str
-    protocol: str
-    ports: tuple[int, ...]
+    ports: tuple[PublishedPort, ...]
+    service_import: str = ""
+    """Name of the ServiceImport that it gives its address."""
+    clusters: tuple[str, ...] = ()
+    """Those that this one is imported from."""
 
     @property
     def place(self) -> Place:
@@ -62,7 +67,7 @@ class Publisher:
     def node_labels(self) -> dict[str, str]:
         return {**self.site_labels, NODE: self.node_id}
 
-    def owns(self, found: Service) -> bool:
+    def owns(self, found: Service | GenericNamespacedResource) -> bool:
         """As its site's."""
         return self.site_labels.items() <= _labels(found).items()
 
@@ -73,7 +78,7 @@ class Publisher:
 @dataclass(frozen=True)
 class Change:
     verb: Literal["post", "put", "delete"]
-    object: Service | EndpointSlice
+    object: Service | EndpointSlice | GenericNamespacedResource
     place: Place
     """The Service that it is about."""
 
@@ -84,13 +89,15 @@ def is_published(labels: Mapping[str, str] | None) -> bool:
 
 
 def publications(snapshot: AgentSnapshot) -> tuple[Publication, ...]:
-    """Those whose load balancers are in force."""
-    found = ((item.id, body(item, Publish)) for item in snapshot.by_kind[ItemKind.PUBLISH])
-    return tuple(
-        Publication(id, id.key.partition("/")[0], id.key.partition("/")[2], publish.protocol, publish.ports)
-        for id, publish in found
-        if snapshot.get(_KINDS[publish.protocol], publish.load_balancer)
-    )
+    """Those whose load balancers are in force, with the ports of these."""
+    found = (_publication(item.id, body(item, Publish), snapshot) for item in snapshot.by_kind[ItemKind.PUBLISH])
+    return tuple(publication for publication in found if publication.ports)
+
+
+def _publication(id: ItemId, publish: Publish, snapshot: AgentSnapshot) -> Publication:
+    namespace, _, name = id.key.partition("/")
+    ports = tuple(port for port in publish.ports if snapshot.get(_KINDS[port.protocol], port.load_balancer))
+    return Publication(id, namespace, name, ports, publish.service_import, publish.clusters)
 
 
 _KINDS = {"http": ItemKind.HTTP_LOADBALANCER, "tcp": ItemKind.TCP_LOADBALANCER}
@@ -106,10 +113,48 @@ def obstacle(address: str | None) -> str:
     return ""
 
 
-def place_of(found: Service | EndpointSlice) -> Place:
-    """Of the Service that it is, or belongs to."""
+def imports(
+    wanted: Iterable[Publication],
+    owned: Mapping[Place, Service],
+    found: Mapping[Place, GenericNamespacedResource],
+    taken: Collection[Place],
+    who: Publisher,
+) -> Iterator[Change]:
+    """What the leader changes of ServiceImports, which have the address of the Service that stands for them. Their status follows once they are there."""
+    should = {
+        (each.namespace, each.service_import): (each, spec)
+        for each in wanted
+        if each.service_import and each.place not in taken and (spec := _import_spec(each, owned.get(each.place)))
+    }
+    for place, each in found.items():
+        if place not in should:
+            yield Change("delete", each, place)
+            continue
+        publication, spec = should[place]
+        status = {"clusters": [{"cluster": cluster} for cluster in publication.clusters]}
+        if each.get("spec") != spec:
+            yield Change("put", ServiceImport.from_dict({**each, "spec": spec}), publication.place)
+        elif each.get("status") != status:
+            yield Change("put", ServiceImport.Status.from_dict({**each, "status": status}), publication.place)
+    for place, (publication, spec) in should.items():
+        if place not in found:
+            metadata = {"name": place[1], "namespace": place[0], "labels": who.site_labels}
+            yield Change("post", ServiceImport.from_dict({"metadata": metadata, "spec": spec}), publication.place)
+
+
+def _import_spec(publication: Publication, service: Service | None) -> dict[str, Any] | None:
+    """None while the Service has no address."""
+    address = service.spec.clusterIP if service and service.spec else None
+    if not address or address == "None":
+        return None
+    ports = [{**({"name": port.name} if port.name else {}), "protocol": "TCP", "port": port.port} for port in publication.ports]
+    return {"type": "ClusterSetIP", "ips": [address], "ports": ports}
+
+
+def place_of(found: Service | EndpointSlice | GenericNamespacedResource) -> Place:
+    """Of the Service that it is, or belongs to; a ServiceImport's own."""
     metadata = found.metadata or ObjectMeta()
-    name = metadata.name if isinstance(found, Service) else (metadata.labels or {}).get(_SERVICE)
+    name = (metadata.labels or {}).get(_SERVICE) if isinstance(found, EndpointSlice) else metadata.name
     return metadata.namespace or "", name or ""
 
 
@@ -167,15 +212,11 @@ def _mended(found: Service, publication: Publication) -> Service:
 
 
 def _service_ports(publication: Publication) -> list[ServicePort]:
-    return [ServicePort(name=_port_name(publication, port), port=port, protocol="TCP", targetPort=port) for port in publication.ports]
+    return [ServicePort(name=port.name or None, port=port.port, protocol="TCP", targetPort=port.target_port) for port in publication.ports]
 
 
-def _port_name(publication: Publication, port: int) -> str:
-    return f"{publication.protocol}-{port}"
-
-
-def _ports(spec: ServiceSpec) -> set[tuple[str | None, int, str | None, int | str | None]]:
-    return {(port.name, port.port, port.protocol, port.targetPort) for port in spec.ports or ()}
+def _ports(spec: ServiceSpec) -> set[tuple[str, int, str | None, int | str | None]]:
+    return {(port.name or "", port.port, port.protocol, port.targetPort) for port in spec.ports or ()}
 
 
 def _slice(publication: Publication, service: Service, who: Publisher) -> EndpointSlice:
@@ -189,7 +230,7 @@ def _slice(publication: Publication, service: Service, who: Publisher) -> Endpoi
         metadata=ObjectMeta(name=name, namespace=publication.namespace, labels=labels, ownerReferences=[owner]),
         addressType=f"IPv{ipaddress.ip_address(who.address).version}",
         endpoints=[Endpoint(addresses=[who.address], conditions=EndpointConditions(ready=True, serving=True, terminating=False))],
-        ports=[EndpointPort(name=_port_name(publication, port), port=port, protocol="TCP") for port in publication.ports],
+        ports=[EndpointPort(name=port.name, port=port.target_port, protocol="TCP") for port in publication.ports],
     )
 
 
@@ -216,10 +257,10 @@ def _says(found: EndpointSlice, should: EndpointSlice) -> bool:
         and owners == [(owner.kind, owner.uid) for owner in should.metadata.ownerReferences or ()]
         and [(one.addresses, bool(one.conditions and one.conditions.ready)) for one in found.endpoints or ()]
         == [(one.addresses, True) for one in should.endpoints or ()]
-        and {(port.name, port.port, port.protocol) for port in found.ports or ()}
-        == {(port.name, port.port, port.protocol) for port in should.ports or ()}
+        and {(port.name or "", port.port, port.protocol) for port in found.ports or ()}
+        == {(port.name or "", port.port, port.protocol) for port in should.ports or ()}
     )
 
 
-def _labels(found: Service | EndpointSlice) -> Mapping[str, str]:
+def _labels(found: Service | EndpointSlice | GenericNamespacedResource) -> Mapping[str, str]:
     return (found.metadata.labels if found.metadata else None) or {}

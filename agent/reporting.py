@@ -21,6 +21,7 @@ from agent.protocol.report import (
     Heartbeat,
     HeartbeatAnswer,
     MetricsReport,
+    MultiClusterServices,
     OriginHealth,
     PeerHealth,
     Rejection,
@@ -65,6 +66,8 @@ class Signs(Protocol):
     def gateways(self) -> tuple[Gateway, ...] | None: ...
     @property
     def discoveries(self) -> tuple[DiscoveryReport, ...]: ...
+    @property
+    def multi_cluster_services(self) -> MultiClusterServices | None: ...
     @property
     def origins(self) -> tuple[OriginHealth, ...] | None: ...
     @property
@@ -193,6 +196,7 @@ class Reports:
         sections = {
             "gateways": self.signs.gateways,
             "discoveries": self.signs.discoveries,
+            "multi_cluster_services": self.signs.multi_cluster_services,
             "origins": self.signs.origins,
             "peers": self.signs.peers,
             "edges": self.signs.edges,

@@ -133,7 +133,9 @@ class Settings(BaseModel):
         description="File of the cluster whose services are discovered; `in-cluster`, `none`, or `auto`: in-cluster if this runs in a pod, else none.",
     )
     publish: bool = Field(
-        False, description="Whether Services are kept in the cluster that lead to load balancers which say so. Needs rights to write them."
+        False,
+        description="Whether Services are kept in the cluster that lead to load balancers which say so, and the cluster takes part in the "
+        "Multi-Cluster Services API, if it has that. Needs rights to write them.",
     )
     leader_election: bool = Field(
         False,

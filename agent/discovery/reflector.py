@@ -55,6 +55,10 @@ class ReadForbidden(ReadFailed):
     """403: they are, and do not suffice."""
 
 
+class NotServed(ReadFailed):
+    """404: the server does not know such objects."""
+
+
 class Gap(ReadFailed):
     """Changes may have been missed."""
 
@@ -330,7 +334,9 @@ def _what(resource: type[Resource], namespace: str, name: str) -> str:
 
 
 def _refusal(what: str, response: httpx2.Response) -> ReadFailed:
-    kind = {400: NotOffered, 401: AccessRefused, 403: ReadForbidden, 410: Gap, 422: NotOffered}.get(response.status_code, ReadFailed)
+    kind = {400: NotOffered, 401: AccessRefused, 403: ReadForbidden, 404: NotServed, 410: Gap, 422: NotOffered}.get(
+        response.status_code, ReadFailed
+    )
     try:
         message = str(response.json()["message"])
     except (ValueError, KeyError, TypeError):

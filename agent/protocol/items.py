@@ -38,6 +38,7 @@ class ItemKind(StrEnum):
     EDGE = "edge"
     RELAY = "relay"
     PUBLISH = "publish"
+    SERVICE_EXPORT = "service_export"
 
 
 AnyKind = Annotated[ItemKind | Annotated[str, Field(max_length=64)], Field(union_mode="left_to_right")]
@@ -504,14 +505,32 @@ class Discovery(Body):
     """Empty: every namespace is discovered."""
 
 
-class Publish(Body):
-    """A Service of the site's own cluster that leads to a load balancer on the service network; keyed `namespace/name`, as the cluster has it."""
-
+class PublishedPort(Body):
+    name: str
+    port: int
+    target_port: int
+    """Where the load balancer listens."""
     load_balancer: str
     protocol: Literal["http", "tcp"]
     """Which kind of load balancer."""
-    ports: tuple[int, ...]
-    """Sorted."""
+
+
+class Publish(Body):
+    """A Service of the site's own cluster that leads to load balancers on the service network; keyed `namespace/name`, as the cluster has it."""
+
+    ports: tuple[PublishedPort, ...]
+    """By number."""
+    service_import: str = ""
+    """Name of the ServiceImport that it gives its address, in the same namespace."""
+    clusters: tuple[str, ...] = ()
+    """Names of the sites that export that one, sorted."""
+
+
+class ServiceExport(Body):
+    """An export of the site's own cluster that is imported in its mesh groups; keyed `namespace/name`, as the cluster has it."""
+
+    conflict: str = ""
+    """In what it differs from an older export, which prevails."""
 
 
 TYPES: dict[ItemKind, type[Body]] = {
@@ -527,4 +546,5 @@ TYPES: dict[ItemKind, type[Body]] = {
     ItemKind.EDGE: Edge,
     ItemKind.RELAY: Relay,
     ItemKind.PUBLISH: Publish,
+    ItemKind.SERVICE_EXPORT: ServiceExport,
 }

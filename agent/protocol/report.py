@@ -14,6 +14,8 @@ Moment = Annotated[float, Field(ge=0, lt=1e11)]
 Id = Annotated[str, Field(max_length=64)]
 Word = Annotated[str, Field(max_length=256)]
 """A name, a version."""
+DnsLabel = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+"""A name in Kubernetes."""
 LabelKey = Annotated[str, Field(max_length=320)]
 """`prefix/name`, as Kubernetes has it."""
 Text = Annotated[str, Field(max_length=4096)]
@@ -29,6 +31,8 @@ MOST_PORTS = 64
 MOST_LABELS = 64
 MOST_SERVICES = 5_000
 """Of one cluster."""
+MOST_EXPORTS = 1_000
+"""Services that one cluster exports."""
 MOST_ENDPOINTS = 100
 """Of one port, that are named."""
 MOST_ENDPOINTS_NAMED = 20_000
@@ -114,6 +118,33 @@ class DiscoveryReport(Message):
     """None: another node of the site tells them."""
 
 
+class ExportedPort(Message):
+    """Of TCP."""
+
+    name: Word = ""
+    port: int = Field(ge=1, le=65_535)
+
+
+class ServiceExport(Message):
+    """A service that its cluster exports by a ServiceExport of its name."""
+
+    namespace: DnsLabel
+    name: DnsLabel
+    created_at: Moment
+    """Of the ServiceExport: of two that differ, the older one prevails."""
+    ports: tuple[ExportedPort, ...] = Field(max_length=MOST_PORTS)
+
+
+class MultiClusterServices(Message):
+    """Whether the node's cluster takes part in the Multi-Cluster Services API, and what it exports."""
+
+    offered: bool
+    reason: Text = ""
+    """Why it does not."""
+    exports: tuple[ServiceExport, ...] = Field((), max_length=MOST_EXPORTS)
+    """Those that can be exported, by namespace and name."""
+
+
 class OriginHealth(Message):
     """Endpoints of one pool at this site, as this node's Envoy sees them."""
 
@@ -187,6 +218,7 @@ class Report(Message):
     gateways: tuple[Gateway, ...] | None = None
     """Addresses at which peers may dial this node; usually one."""
     discoveries: tuple[DiscoveryReport, ...] | None = None
+    multi_cluster_services: MultiClusterServices | None = None
     origins: tuple[OriginHealth, ...] | None = None
     peers: tuple[PeerHealth, ...] | None = None
     edges: tuple[EdgeHealth, ...] | None = None

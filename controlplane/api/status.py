@@ -10,9 +10,11 @@ from fastapi.responses import JSONResponse
 
 from controlplane.api.deps import CurrentCaller, CurrentServices, KeyInPath, Now
 from controlplane.api.description import described
+from controlplane.compile.imports import Import
 from controlplane.compile.snapshot import Condition
 from controlplane.errors import FieldError, Invalid, NotFound
 from controlplane.resources.registry import KINDS, Kind
+from controlplane.services.meshes import Exporting
 from controlplane.services.status import NodeReport, ObjectReport, SiteReport
 
 Json = dict[str, Any]
@@ -127,7 +129,29 @@ def _mesh(report: ObjectReport) -> Json:
         }
         for site in report.mesh.sites
     ]
-    return {"site_mesh_group_status": {"site_info": members, "other_connected_sites": [site.metadata.name for site in report.mesh.others]}}
+    joined = {"site_info": members, "other_connected_sites": [site.metadata.name for site in report.mesh.others]}
+    exporting = {"multi_cluster_services": _exporting(report.mesh.exporting)} if report.mesh.exporting else {}
+    return {"site_mesh_group_status": joined, **exporting}
+
+
+def _exporting(exporting: Exporting) -> Json:
+    """Which clusters take part, and the services that they export to each other."""
+    clusters = [
+        {"site": name, "offered": said is not None and said.offered, "reason": said.reason if said else "nothing was heard of it yet"}
+        for name, said in exporting.clusters
+    ]
+    return {"clusters": clusters, "services": [_service(each, exporting.names) for each in exporting.imports]}
+
+
+def _service(each: Import, names: Mapping[str, str]) -> Json:
+    return {
+        "namespace": each.namespace,
+        "name": each.name,
+        "ports": [{"name": port.name, "port": port.port, "exported_by": [names[id] for id in port.exporters]} for port in each.ports],
+        "exported_by": [names[id] for id in each.exporters],
+        "imported_by": sorted(names[id] for id in each.importers),
+        "conflicts": [{"site": names[id], "message": words} for id, words in each.conflicts],
+    }
 
 
 def _item(report: SiteReport, now: datetime) -> Json:

@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from agent.protocol.items import Gateway
+from controlplane.compile.imports import Import
 from controlplane.resources.base import Key, Stored
 
 CACHE = 20_000
@@ -44,6 +45,8 @@ class Intent:
     """The fabric's regional edges, which are among the objects of the operator's tenant as well."""
     names: frozenset[str] = frozenset()
     """Public names that belong to the tenant."""
+    imports: tuple[Import, ...] = ()
+    """What clusters export to each other. The objects that this makes are among the others."""
 
     def of(self, kind: str) -> Mapping[Key, Stored[Any]]:
         """Objects of a kind; empty if there are none."""

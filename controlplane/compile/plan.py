@@ -115,7 +115,8 @@ class Plan:
     @cached_property
     def publications(self) -> Mapping[str, Publications]:
         """By site, where there are any."""
-        return publications(((each.placement, each.sites) for each in self.load_balancers.values()), self.topology)
+        listening = ((each.placement, each.sites) for each in self.load_balancers.values())
+        return publications(listening, self.intent.imports, self.topology)
 
     def accepted(self, site_id: str) -> tuple[Placement, ...]:
         listeners = self.listeners.get(site_id)

@@ -1,17 +1,20 @@
 """Intent and observations in, the snapshot of one site out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
 from controlplane.compile.discoveries import discovery_item, watching
+from controlplane.compile.imports import Import
 from controlplane.compile.intent import CACHE, Intent, Observations, Tenant
 from controlplane.compile.members import labels
+from controlplane.compile.multicluster import MOST_PORTS
 from controlplane.compile.plan import Export, Plan, plan
 from controlplane.compile.references import dangling
 from controlplane.compile.snapshot import CompiledItem, Condition, Snapshot, snapshot_of
-from controlplane.resources.base import Stored
+from controlplane.resources.base import Key, Stored
 from controlplane.resources.site import Site
 
 _DEAD_TIMEOUT_MS = 10_000
@@ -34,7 +37,21 @@ def conditions(intent: Intent) -> tuple[Condition, ...]:
     made = plan(intent)
     conflicts = (condition for site_id in sorted(made.listeners) for condition in made.listeners[site_id].conflicts)
     unpublished = (condition for site_id in sorted(made.publications) for condition in made.publications[site_id].conflicts)
-    return (*dangling(intent), *made.topology.conflicts, *made.refused, *made.overruled, *conflicts, *unpublished)
+    unplaced = (_unplaced(each) for each in intent.imports if each.unplaced)
+    found = (*dangling(intent), *made.topology.conflicts, *made.refused, *made.overruled, *conflicts, *unpublished, *unplaced)
+    groups = {key: each.group for each in intent.imports for key in each.keys}
+    return tuple(_of_group(condition, groups) if condition.key in groups else condition for condition in found)
+
+
+def _unplaced(each: Import) -> Condition:
+    message = f"{each.service} is not imported on port {', '.join(map(str, each.unplaced))}: a tenant imports at most {MOST_PORTS} ports"
+    return Condition("site_mesh_group", each.group, "Conflicted", message)
+
+
+def _of_group(condition: Condition, groups: Mapping[Key, Key]) -> Condition:
+    """What is imported is no object that a user could look at: its mesh group is."""
+    message = f"{condition.kind} {condition.key}, which imports a service: {condition.message}"
+    return replace(condition, kind="site_mesh_group", key=groups[condition.key], message=message, site_id="")
 
 
 def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[CompiledItem]:
@@ -55,7 +72,7 @@ def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[C
         *[_peer_of(site_id, peer, made, observations) for peer in peers],
         *_edges(site_id, peers, exports, made, observations),
         *_discoveries(site_id, made),
-        *(made.publications[site_id].items if site_id in made.publications else ()),
+        *(made.publications[site_id].all_items if site_id in made.publications else ()),
     ]
 
 

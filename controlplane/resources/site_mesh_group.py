@@ -39,6 +39,11 @@ class SiteMeshGroup(Resource):
     choices = (
         Choice("mesh_choice", ("full_mesh", "hub_mesh", "spoke_mesh"), required=True),
         Choice("re_fallback_choice", ("disable_re_fallback", "enable_re_fallback"), default="disable_re_fallback"),
+        Choice(
+            "multi_cluster_services_choice",
+            ("disable_multi_cluster_services", "enable_multi_cluster_services"),
+            default="disable_multi_cluster_services",
+        ),
         Choice("bfd_choice", off=("bfd_disabled",), refused={"bfd_enabled": "BFD is not supported: peers are probed"}),
     )
     unsupported = {
@@ -53,6 +58,9 @@ class SiteMeshGroup(Resource):
     """Whose sites are members: hubs of a hub mesh, spokes of a spoke mesh."""
     disable_re_fallback: Empty | None = None
     enable_re_fallback: Empty | None = None
+    disable_multi_cluster_services: Empty | None = None
+    enable_multi_cluster_services: Empty | None = None
+    """Whoever may create a ServiceExport in one of the sites' clusters makes that service callable in all the others. Unlike in the F5 XC API."""
     tunnel_type: TunnelType = "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL"
 
     @classmethod

@@ -1,13 +1,16 @@
 """Site mesh groups: what is refused when one is written. What comes to conflict later, by a label, is resolved in compile."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from agent.protocol.report import MultiClusterServices
 from controlplane.compile.concern import concerned_sites
+from controlplane.compile.imports import Import
 from controlplane.compile.intent import Intent, Tenant
 from controlplane.compile.members import members as selected_by
 from controlplane.compile.members import topology
@@ -31,16 +34,37 @@ class Membership:
     """By name, as are the others."""
     others: tuple[Stored[Any], ...]
     """Hubs of its spokes, spokes of its hubs."""
+    exporting: "Exporting | None" = None
+    """Where the group allows it: what clusters export to each other."""
 
 
-def membership(group: Stored[SiteMeshGroup], intent: Intent) -> Membership:
-    """Nobody, if it is disabled."""
+@dataclass(frozen=True)
+class Exporting:
+    clusters: tuple[tuple[str, MultiClusterServices | None], ...]
+    """By name of the site, what was said of its cluster's part; None: nothing yet."""
+    imports: tuple[Import, ...]
+    names: Mapping[str, str]
+    """Of sites, by id."""
+
+
+def membership(group: Stored[SiteMeshGroup], intent: Intent, said: Mapping[str, MultiClusterServices]) -> Membership:
+    """Nobody, if it is disabled. `said`: by site, what it said of its cluster's part in exporting services."""
     where = topology(intent)
     mesh = where.meshes.get(group.key)
     own = mesh.members if mesh else frozenset[str]()
     joined = concerned_sites(_KIND, group.key, intent) - own if mesh else frozenset[str]()
     role = "hub" if group.spec.hub_mesh else "spoke" if group.spec.spoke_mesh else "member"
-    return Membership(role, *(tuple(sorted((where.sites[id_] for id_ in ids), key=attrgetter("key"))) for ids in (own, joined)))
+    sites, others = (tuple(sorted((where.sites[id_] for id_ in ids), key=attrgetter("key"))) for ids in (own, joined))
+    exporting = _exporting(group, (*sites, *others), intent, said) if group.spec.enable_multi_cluster_services else None
+    return Membership(role, sites, others, exporting)
+
+
+def _exporting(
+    group: Stored[SiteMeshGroup], sites: Iterable[Stored[Any]], intent: Intent, said: Mapping[str, MultiClusterServices]
+) -> Exporting:
+    names = {str(site.uid): site.metadata.name for site in sites}
+    clusters = tuple((name, said.get(site_id)) for site_id, name in sorted(names.items(), key=itemgetter(1)))
+    return Exporting(clusters, tuple(each for each in intent.imports if each.group == group.key), names)
 
 
 async def check(session: AsyncSession, tenant_id: UUID, group: Stored[SiteMeshGroup], before: Stored[SiteMeshGroup] | None) -> None:

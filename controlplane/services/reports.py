@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.base import Message
 from agent.protocol.items import Gateway
-from agent.protocol.report import DiscoveryReport, Report
+from agent.protocol.report import DiscoveryReport, MultiClusterServices, Report
 from controlplane.auth import refused_proof
 from controlplane.compile.snapshot import Snapshot
 from controlplane.errors import FieldError, Invalid
@@ -37,6 +37,8 @@ async def take(session: AsyncSession, agent: Agent, report: Report, on_edge: Sna
     await observations.note_boot(session, tenant_id, node_id, report.boot_id)
     if report.gateways is not None:
         await _take_gateways(session, agent, report.gateways)
+    if report.multi_cluster_services is not None:
+        await _take_exports(session, agent, report.multi_cluster_services)
     if report.discoveries is not None:
         found = (_discovery(agent, discovery, now) for discovery in _by(report.discoveries, "discovery"))
         await observations.replace_discoveries(session, tenant_id, node_id, found)
@@ -75,6 +77,19 @@ async def _take_gateways(session: AsyncSession, agent: Agent, gateways: tuple[Ga
         if current is None or current.revoked_at:
             raise refused_proof("Revoked", "this node was revoked")
         await nodes.change(session, agent.tenant_id, agent.node.id, gateways=said, revision=revision)
+
+
+async def _take_exports(session: AsyncSession, agent: Agent, services: MultiClusterServices) -> None:
+    """Likewise. What is no news from this node is some if another node of its site said otherwise since."""
+    said = services.model_dump(mode="json")
+    own = await nodes.live(session, agent.tenant_id, [agent.node.site_id])
+    last = max(own, key=attrgetter("exports_revision"), default=None)
+    if any(node is None or node.exports != said for node in (last, next((node for node in own if node.id == agent.node.id), None))):
+        revision = await raise_revision(session, agent.tenant_id)
+        current = await nodes.get(session, agent.tenant_id, agent.node.id, lock=True)
+        if current is None or current.revoked_at:
+            raise refused_proof("Revoked", "this node was revoked")
+        await nodes.change(session, agent.tenant_id, agent.node.id, exports=said, exports_revision=revision, revision=revision)
 
 
 def _gateways(agent: Agent, gateways: tuple[Gateway, ...]) -> list[Any]:

@@ -117,7 +117,8 @@ class Observer:
         sites = [*await self._sites(cache, stored, wanted, lost), *await self._edges(cache, stored, wanted, lost)]
         held = self.leases.held.get(tenant_id, frozenset())
         told = (*found, *_of_sites(stored, sites), *_of_leases(stored, view, held))
-        return ObjectReport(wanted, tuple(sites), told, membership(stored, view.intent) if kind == "site_mesh_group" else None)
+        mesh = membership(stored, view.intent, view.fleet.multi_cluster) if kind == "site_mesh_group" else None
+        return ObjectReport(wanted, tuple(sites), told, mesh)
 
     async def wait(self, tenant_id: UUID, kind: str, key: Key, revision: int | None, offline: str, timeout_s: float) -> ObjectReport:
         """Look until it is in force everywhere, cannot come to be, or the time is up."""

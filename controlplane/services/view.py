@@ -4,12 +4,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Self
 from uuid import UUID
 
 from agent.protocol.items import Gateway
+from agent.protocol.report import MultiClusterServices
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent, Observations, Tenant
+from controlplane.compile.multicluster import Exported, with_imports
 from controlplane.pki import key_identifier
 from controlplane.resources.base import Key, Stored
 from controlplane.store.changes import Anchors, Changes
@@ -52,6 +55,16 @@ class Fleet:
         }
         lost = frozenset(site_id for site_id, own in self.live.items() if all(node.lost_at for node in own))
         return Observations({site_id: found for site_id, found in gateways.items() if found}, lost=lost)
+
+    @cached_property
+    def multi_cluster(self) -> Mapping[str, MultiClusterServices]:
+        """By site, what was said last of its cluster's part in the Multi-Cluster Services API."""
+        said = {site_id: max(own, key=attrgetter("exports_revision")).exports for site_id, own in self.live.items()}
+        return {site_id: MultiClusterServices.model_validate(exports) for site_id, exports in said.items() if exports}
+
+    @cached_property
+    def exported(self) -> Exported:
+        return {site_id: found.exports for site_id, found in self.multi_cluster.items() if found.offered}
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,9 @@ def advance(view: View, changes: Changes) -> View:
     intent = view.intent
     tenant = _trusting(view, changes)
     if changes.written or changes.deleted or (tenant, changes.names) != (intent.tenant, intent.names):
-        intent = Intent(tenant, _objects(intent.objects, changes), intent.edges, changes.names)
+        intent = Intent(tenant, _objects(intent.objects, changes), intent.edges, changes.names, intent.imports)
     fleet = Fleet({**view.fleet.nodes, **{node.id: node for node in changes.nodes}}) if changes.nodes else view.fleet
+    intent = with_imports(intent, fleet.exported)
     issuers = view.issuers if changes.anchors is None else _issuers(changes.anchors)
     homes = {**view.homes, **changes.homes} if changes.homes else view.homes
     return View(changes.revision, intent, fleet, view.own_certificate, issuers, view.edges, homes)
@@ -160,6 +174,7 @@ def _issuers(anchors: Mapping[str, Anchors]) -> frozenset[str]:
 def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], Iterable[str]]) -> frozenset[str]:
     """Ids of the sites whose snapshot may differ. `peers_of` a site: the sites in whose snapshot it is a peer."""
     keys = {(written.kind, written.key) for written in changes.written} | {(kind, key) for kind, key, _ in changes.deleted}
+    keys |= {("tcp_loadbalancer", key) for each in {*old.intent.imports} ^ {*new.intent.imports} for key in each.keys}
     if len(keys) > EVERYTHING or (old.intent.tenant, old.intent.names) != (new.intent.tenant, new.intent.names):
         return frozenset(old.sites) | frozenset(new.sites)
     found: set[str] = set()

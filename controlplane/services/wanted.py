@@ -6,6 +6,7 @@ from typing import Any
 
 from agent.protocol.items import ItemKind, Listener, Publish
 from controlplane.compile.concern import concerned_sites
+from controlplane.compile.imports import Import
 from controlplane.compile.intent import Intent
 from controlplane.compile.references import referrers
 from controlplane.compile.snapshot import CompiledItem
@@ -61,9 +62,8 @@ class Wanted:
     def _is_carried_by(self, item: CompiledItem) -> bool:
         """A load balancer by the listeners that it shares, and the Services that lead to it, too."""
         if item.kind is ItemKind.PUBLISH:
-            service = Publish.read(item.body)
-            kind = ItemKind.TCP_LOADBALANCER if service.protocol == "tcp" else ItemKind.HTTP_LOADBALANCER
-            return (kind, service.load_balancer) in self.carriers
+            kinds = {"tcp": ItemKind.TCP_LOADBALANCER, "http": ItemKind.HTTP_LOADBALANCER}
+            return any((kinds[port.protocol], port.load_balancer) in self.carriers for port in Publish.read(item.body).ports)
         if item.kind is not ItemKind.LISTENER:
             return (item.kind, item.key) in self.carriers
         listener = Listener.read(item.body)
@@ -77,6 +77,13 @@ def carriers(stored: Stored[Any], intent: Intent) -> frozenset[Carrier]:
         key = str(stored.uid if stored.kind == "site" else stored.key)
         return frozenset((kind, key) for kind in kinds)
     if stored.kind == "site_mesh_group":
-        return frozenset((ItemKind.PEER, site_id) for site_id in concerned_sites(stored.kind, stored.key, intent))
+        peers = frozenset((ItemKind.PEER, site_id) for site_id in concerned_sites(stored.kind, stored.key, intent))
+        return peers.union(*(_importing(each) for each in intent.imports if each.group == stored.key))
     by = referrers(intent).get((stored.kind, stored.key), ())
     return frozenset[Carrier]().union(*(carriers(referrer, intent) for referrer in by))
+
+
+def _importing(each: Import) -> frozenset[Carrier]:
+    """Items of a service that the clusters of a mesh group export to each other."""
+    kinds = (ItemKind.TCP_LOADBALANCER, ItemKind.ORIGIN_POOL, ItemKind.EXPORT)
+    return frozenset((kind, str(key)) for kind in kinds for key in each.keys) | {(ItemKind.SERVICE_EXPORT, each.service)}

@@ -25,7 +25,7 @@ class Node:
     certificate_serial: str
     certificate_expires_at: datetime
     revision: int
-    """The tenant's revision at which key, gateways, revocation or loss last changed."""
+    """The tenant's revision at which key, gateways, exports, revocation or loss last changed."""
     created_at: datetime
     gateways: list[Any] = field(default_factory=list)
     """Of `agent.protocol.items.Gateway`, as JSON."""
@@ -34,6 +34,10 @@ class Node:
     """Serial (hex) and end (Unix seconds) of each certificate that it was given and that had not expired when the last one was issued."""
     lost_at: datetime | None = None
     """Since when its site counts as lost."""
+    exports: dict[str, Any] | None = None
+    """An `agent.protocol.report.MultiClusterServices`, as JSON."""
+    exports_revision: int = 0
+    """At which it last said so: of the nodes of a site, the last one is right."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ def service(
     }
 
 
+def service_export(name: str, namespace: str) -> Body:
+    return {"kind": "ServiceExport", "apiVersion": "multicluster.x-k8s.io/v1alpha1", "metadata": {"name": name, "namespace": namespace}}
+
+
 def endpoint_slice(
     service: str,
     namespace: str,

@@ -40,6 +40,10 @@ def not_found(plural: str, name: str) -> Refusal:
     return Refusal(404, "NotFound", f'{plural} "{name}" not found')
 
 
+def not_served() -> Refusal:
+    return Refusal(404, "NotFound", "the server could not find the requested resource")
+
+
 def already_exists(plural: str, name: str) -> Refusal:
     return Refusal(409, "AlreadyExists", f'{plural} "{name}" already exists')
 

@@ -12,15 +12,23 @@ class Resource:
     namespaced: bool = True
     has_status: bool = False
     """Its status is a subresource: writes of the object leave it alone."""
+    version: str = "v1"
+    is_custom: bool = False
+    """It is served while there is a CustomResourceDefinition for it."""
 
     @property
     def api_version(self) -> str:
-        return f"{self.group}/v1" if self.group else "v1"
+        return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def base(self) -> str:
         """Path of the group and version."""
-        return f"/apis/{self.group}/v1" if self.group else "/api/v1"
+        return f"/apis/{self.api_version}" if self.group else f"/api/{self.version}"
+
+    @property
+    def definition(self) -> str:
+        """Name of its CustomResourceDefinition."""
+        return f"{self.plural}.{self.group}"
 
 
 NAMESPACE = Resource("", "namespaces", "Namespace", namespaced=False)
@@ -42,7 +50,13 @@ DEPLOYMENT = Resource("apps", "deployments", "Deployment", has_status=True)
 JOB = Resource("batch", "jobs", "Job", has_status=True)
 DISRUPTION_BUDGET = Resource("policy", "poddisruptionbudgets", "PodDisruptionBudget", has_status=True)
 
-READ = (NAMESPACE, NODE, SERVICE, POD, ENDPOINT_SLICE, LEASE, INGRESS)
+DEFINITION = Resource("apiextensions.k8s.io", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False, has_status=True)
+SERVICE_EXPORT, SERVICE_IMPORT = (
+    Resource("multicluster.x-k8s.io", f"{kind.lower()}s", kind, has_status=True, version="v1alpha1", is_custom=True)
+    for kind in ("ServiceExport", "ServiceImport")
+)
+
+READ = (NAMESPACE, NODE, SERVICE, POD, ENDPOINT_SLICE, LEASE, INGRESS, SERVICE_EXPORT, SERVICE_IMPORT)
 """What agents read and write."""
 APPLIED = (
     SECRET,
@@ -55,6 +69,7 @@ APPLIED = (
     DEPLOYMENT,
     JOB,
     DISRUPTION_BUDGET,
+    DEFINITION,
 )
 """What manifests consist of besides."""
 RESOURCES = (*READ, *APPLIED)

@@ -18,8 +18,8 @@ from lab.kubernetes.access import Access, rule
 from lab.kubernetes.rbac import Account
 from lab.kubernetes.rbac import Request as Asked
 from lab.kubernetes.reading import Page, Watch, is_true, wanted
-from lab.kubernetes.refusal import Refusal, bad_request
-from lab.kubernetes.resource import NAMESPACE, RESOURCES, SERVICE_ACCOUNT, Resource
+from lab.kubernetes.refusal import Refusal, bad_request, not_served
+from lab.kubernetes.resource import DEFINITION, NAMESPACE, RESOURCES, SERVICE_ACCOUNT, Resource
 from lab.kubernetes.selector import Body
 from lab.kubernetes.store import Key, Object
 from lab.kubernetes.writing import Writer, merged
@@ -210,6 +210,8 @@ class _Calls:
 
     def _authorise(self, request: web.Request, verb: str) -> str:
         """The namespace of the request, which may be empty."""
+        if self.resource.is_custom and Key("", self.resource.definition) not in self.server.writer.store.collections[DEFINITION].objects:
+            raise not_served()
         namespace = request.match_info.get("namespace", "")
         name = request.match_info.get("name") or request.query.get("fieldSelector", "").removeprefix("metadata.name=")
         asked = Asked(verb, self.resource, namespace, name, "status" if _of_status(request) else "")

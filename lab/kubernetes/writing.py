@@ -31,6 +31,8 @@ class Writer:
             self.store.get(NAMESPACE, Key("", namespace))
         if key in self.store.collections[resource].objects:
             raise already_exists(resource.plural, key.name)
+        if resource.is_custom and resource.has_status:
+            body = {name: value for name, value in body.items() if name != "status"}
         return self._put(resource, key, body, None)
 
     def replace(self, resource: Resource, key: Key, body: Body) -> Object:

@@ -200,6 +200,8 @@ CREATE TABLE nodes (
     certificate_expires_at timestamptz NOT NULL,
     leaves jsonb NOT NULL DEFAULT '[]',
     gateways jsonb NOT NULL,
+    exports jsonb,
+    exports_revision bigint NOT NULL DEFAULT 0,
     revision bigint NOT NULL,
     created_at timestamptz NOT NULL,
     revoked_at timestamptz,

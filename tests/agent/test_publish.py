@@ -13,9 +13,10 @@ from agent import leases, publish
 from agent.discovery.kubeconfig import from_kubeconfig
 from agent.discovery.kubernetes import WatchedCluster
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
-from agent.protocol.items import HttpLoadBalancer, ItemKind, Publish
+from agent.protocol.items import HttpLoadBalancer, ItemKind, Publish, PublishedPort
 from agent.publish import Publishing
 from agent.published import Publisher
+from agent.service_exports import ServiceExports
 from lab.kubernetes import objects
 from lab.kubernetes.access import Access
 from lab.kubernetes.admission import Admission
@@ -30,10 +31,14 @@ from lab.wait import until
 BACKEND = ItemId(ItemKind.PUBLISH, "shop/backend")
 
 
+def published_port(port: int, target_port: int = 0) -> PublishedPort:
+    return PublishedPort(name=f"http-{port}", port=port, target_port=target_port or port, load_balancer="shop/lb", protocol="http")
+
+
 def published(key: str = "shop/backend", *ports: int) -> AgentSnapshot:
     """A load balancer and the Service that leads to it."""
     balancer = Item(ItemId(ItemKind.HTTP_LOADBALANCER, "shop/lb"), "lb", HttpLoadBalancer(domains=("*",), routes=()))
-    service = Publish(load_balancer="shop/lb", protocol="http", ports=ports or (80,))
+    service = Publish(ports=tuple(published_port(port) for port in ports or (80,)))
     return AgentSnapshot.of([balancer, Item(ItemId(ItemKind.PUBLISH, key), str(service), service)])
 
 
@@ -54,6 +59,7 @@ class Node:
             lambda: from_kubeconfig(self.kubeconfig.read_bytes(), self.kubeconfig.parent),
             lambda: self.snapshot,
             self._tell,
+            ServiceExports(None, lambda: None, lambda: None),
         )
 
     def _tell(self) -> None:
@@ -283,7 +289,7 @@ def test_addresses_to_which_pods_cannot_be_led_are_said(config: Path, address: s
 
 
 async def test_switched_off_it_says_so() -> None:
-    off = Publishing(Publisher("s1", "n1", "10.9.0.1"), None, published, lambda: None)
+    off = Publishing(Publisher("s1", "n1", "10.9.0.1"), None, published, lambda: None, ServiceExports(None, lambda: None, lambda: None))
     await off.run()
     assert "AGENT_PUBLISH" in off.refused(published())[BACKEND]
 

@@ -7,12 +7,13 @@ from lightkube.resources.discovery_v1 import EndpointSlice
 from msgspec.structs import replace
 
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
-from agent.protocol.items import HttpLoadBalancer, ItemKind, Publish
+from agent.protocol.items import HttpLoadBalancer, ItemKind, Publish, PublishedPort
 from agent.published import Change, Place, Publication, Publisher, is_published, publications, services, slices
 
 PLACE = ("shop", "backend")
 WHO = Publisher("s1", "n1", "10.9.0.1")
-WANTED = Publication(ItemId(ItemKind.PUBLISH, "shop/backend"), *PLACE, "http", (80,))
+PORT = PublishedPort(name="http-80", port=80, target_port=80, load_balancer="shop/lb", protocol="http")
+WANTED = Publication(ItemId(ItemKind.PUBLISH, "shop/backend"), *PLACE, (PORT,))
 
 
 def made(*wanted: Publication) -> dict[Place, Service]:
@@ -37,7 +38,7 @@ def said(changes: list[Change]) -> list[tuple[str, str]]:
 
 
 def test_only_what_leads_to_a_load_balancer_in_force_is_published() -> None:
-    publish = Item(WANTED.id, "p", Publish(load_balancer="shop/lb", protocol="http", ports=(80,)))
+    publish = Item(WANTED.id, "p", Publish(ports=(PORT,)))
     balancer = Item(ItemId(ItemKind.HTTP_LOADBALANCER, "shop/lb"), "lb", HttpLoadBalancer(domains=("*",), routes=()))
     assert publications(AgentSnapshot.of([publish])) == ()
     assert publications(AgentSnapshot.of([publish, balancer])) == (WANTED,)
@@ -67,7 +68,7 @@ def test_a_service_that_was_bent_is_bent_back_and_keeps_its_address() -> None:
 
 
 def test_a_slice_follows_the_ports_and_the_service_that_was_made_anew() -> None:
-    more = Publication(WANTED.id, *PLACE, "http", (80, 443))
+    more = Publication(WANTED.id, *PLACE, (PORT, PORT.model_copy(update={"name": "http-443", "port": 443, "target_port": 443})))
     assert said([*slices([more], made(more), [written()], WHO, None)]) == [("put", "backend-n1")]
     anew = made(WANTED)
     anew[PLACE] = replace(anew[PLACE], metadata=ObjectMeta(name="backend", namespace="shop", uid="another"))

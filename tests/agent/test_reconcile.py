@@ -130,6 +130,24 @@ class Node:
                 await task
 
 
+@dataclass
+class UnreadPods:
+    settled: bool = False
+
+    def follow(self, snapshot: AgentSnapshot) -> None:
+        pass
+
+    def addresses(self, snapshot: AgentSnapshot, before: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...] | None]:
+        return {**before, "forbidden": None}
+
+
+async def test_pods_that_were_known_before_a_restart_count_until_they_are_read() -> None:
+    restarted = Node(Saved(pods={"web": ("10.1.0.1",)}))
+    restarted.reconciler.pods = UnreadPods()
+    assert restarted.reconciler._local(AgentSnapshot()).pods == {"web": ("10.1.0.1",), "forbidden": None}
+    assert restarted.reconciler.to_save().pods == {"web": ("10.1.0.1",)}
+
+
 @pytest.fixture
 def node() -> Node:
     node = Node()

@@ -17,6 +17,7 @@ from agent.protocol.report import (
     EdgeMetrics,
     Heartbeat,
     HeartbeatAnswer,
+    MultiClusterServices,
     OriginHealth,
     PeerHealth,
     Rejection,
@@ -67,6 +68,7 @@ class Said:
     proxy: ProxyState = "live"
     gateways: tuple[Gateway, ...] | None = None
     discoveries: tuple[DiscoveryReport, ...] = ()
+    multi_cluster_services: MultiClusterServices | None = None
     origins: tuple[OriginHealth, ...] | None = None
     peers: tuple[PeerHealth, ...] = ()
     edges: tuple[EdgeHealth, ...] = ()

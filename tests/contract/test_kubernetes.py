@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import httpx2
 import pytest
+import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from lab.kubernetes import objects
 from lab.kubernetes.client import Client, connect
@@ -17,6 +18,8 @@ from lab.wait import until
 
 REAL = "ISTHMUS_TEST_KUBECONFIG"
 Event = dict[str, Any]
+DEFINITIONS = sorted((Path(__file__).parents[2] / "deploy/kubernetes/multicluster").glob("service*.yaml"))
+EXPORTS = "/apis/multicluster.x-k8s.io/v1alpha1/namespaces/{namespace}/serviceexports"
 
 
 @pytest.fixture(params=["emulator", "real"])
@@ -287,3 +290,34 @@ async def test_a_service_account_may_do_what_its_roles_say_and_no_more(api: Clie
     assert await asked(f"{services}/gateway", "DELETE") == await asked("/api/v1/services", **named) == 403
     await api.delete("RoleBinding", "agent", namespace)
     await until(lambda: is_answered(403), "the role to be lost")
+
+
+async def test_custom_objects_are_served_once_they_are_defined_and_their_status_is_written_by_itself(api: Client, namespace: str) -> None:
+    for definition in DEFINITIONS:
+        body = yaml.safe_load(definition.read_text())
+        try:
+            await api.create(body)
+        except httpx2.HTTPStatusError as error:
+            assert error.response.status_code == httpx2.codes.CONFLICT, "the cluster may have it from elsewhere"  # noqa: PT017
+
+    async def served() -> bool:
+        return (await api.http.get(EXPORTS.format(namespace=namespace))).is_success
+
+    await until(served, "the new kind")
+    export = objects.service_export("cart", namespace)
+    made = await api.create({**export, "status": {"conditions": []}})
+    assert "status" not in made
+    condition = {"type": "Valid", "status": "True", "reason": "Valid", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    said = await api.http.put(f"{EXPORTS.format(namespace=namespace)}/cart/status", json={**made, "status": {"conditions": [condition]}})
+    assert said.is_success, said.text
+    assert said.json()["status"]["conditions"] == [condition]
+    labelled = {**said.json(), "metadata": {**said.json()["metadata"], "labels": {"a": "b"}}, "status": {"conditions": []}}
+    assert (await api.replace(labelled))["status"]["conditions"] == [condition]
+    stale = await api.http.put(f"{EXPORTS.format(namespace=namespace)}/cart/status", json={**made, "status": {}})
+    assert stale.status_code == httpx2.codes.CONFLICT
+
+
+async def test_kinds_that_are_not_defined_are_not_found(tmp_path: Path) -> None:
+    async with running(tmp_path) as emulator, connect(emulator.kubeconfig) as client:
+        answer = await client.http.get(EXPORTS.format(namespace="default"))
+        assert (answer.status_code, answer.json()["reason"]) == (httpx2.codes.NOT_FOUND, "NotFound")

@@ -9,7 +9,9 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from agent.protocol.items import Gateway
+from agent.protocol.report import ServiceExport
 from controlplane.compile.intent import Intent, Observations, Tenant
+from controlplane.compile.multicluster import with_imports
 from controlplane.resources.base import Key, Resource, Stored
 from controlplane.resources.registry import parse
 from controlplane.resources.secrets import secrets_in, with_refs
@@ -53,10 +55,14 @@ def intent_of(objects: Iterable[Stored[Any]], names: frozenset[str] = frozenset(
 
 
 def intent(*bodies: Body) -> Intent:
-    """Created one after the other. Bodies of kind `public_name` are names of the tenant."""
+    """Created one after the other. Bodies of kind `public_name` are names of the tenant, of kind `exports` what a site's cluster exports."""
     names = frozenset(body["name"] for body in bodies if body["kind"] == "public_name")
-    objects = (body for body in bodies if body["kind"] != "public_name")
-    return intent_of((stored(body, created_revision=number) for number, body in enumerate(objects, start=1)), names)
+    exported = {
+        id_of(body["site"]): tuple(map(ServiceExport.model_validate, body["services"])) for body in bodies if body["kind"] == "exports"
+    }
+    objects = (body for body in bodies if body["kind"] not in {"public_name", "exports"})
+    made = intent_of((stored(body, created_revision=number) for number, body in enumerate(objects, start=1)), names)
+    return with_imports(made, exported)
 
 
 def read_intent(text: str) -> Intent:

@@ -1,6 +1,7 @@
 """Whole tenants, and what each of their sites is told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_sites_and_users_are_told_what_the_case_says(case: Path, golden: Golden)
 def test_the_order_of_objects_does_not_matter(case: Path, golden: Golden) -> None:
     intent = read_intent(golden.read(case / "intent.yaml"))
     objects = [stored for of_kind in (*intent.objects.values(), intent.edges) for stored in of_kind.values()]
-    reverse = intent_of(reversed(objects), intent.names)
+    reverse = replace(intent_of(reversed(objects), intent.names), imports=intent.imports)
     observations = observations_of(intent)
     for site in intent.of("site").values():
         snapshots = [compile_site(str(site.uid), given, observations) for given in (intent, reverse)]

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import pytest
+
+from agent.envoy.callers import groups
 from agent.envoy.inputs import Item, ItemId
 from agent.envoy.policy import Requests, first_match, headers_of, verdicts
 from agent.envoy.predicates import all_of, any_of, negated, source_ip
-from agent.protocol.items import HeaderMatch, ItemKind, Policy, PolicyRule
+from agent.protocol.items import HeaderMatch, ItemKind, LabelRequirement, PodSelector, Policy, PolicyRule
 
 HERE, ELSEWHERE = ("here",), ("elsewhere",)
 REQUESTS = Requests(lambda sites: "here" in sites, source_ip())
@@ -39,6 +42,34 @@ def test_what_no_policy_decides_is_denied() -> None:
 def test_sites_are_decided_where_they_are_known() -> None:
     rules = policy(rule("DENY", sites=ELSEWHERE), rule("ALLOW", sites=HERE))
     assert verdicts([rules], REQUESTS)[:2] == [(False, "DENY"), (True, "ALLOW")]
+
+
+WEB = PodSelector(requirements=(LabelRequirement(key="app", operator="in", values=("web",)),))
+
+
+def test_pods_are_known_as_the_place_knows_them() -> None:
+    rules = policy(rule("ALLOW", pods=WEB))
+    known = Requests(lambda _: True, source_ip(), lambda selector: selector is WEB)
+    assert verdicts([rules], known) == [(True, "ALLOW"), (True, "DENY")]
+    assert verdicts([rules], REQUESTS) == [(False, "ALLOW"), (True, "DENY")]
+
+
+@pytest.mark.parametrize("action", ["ALLOW", "DENY", "NEXT_POLICY"])
+def test_what_cannot_be_told_is_denied_as_far_as_the_rule_reaches(action: str) -> None:
+    rules = policy(rule("ALLOW", sites=HERE, prefixes=("10.0.0.0/8",)), rule(action, pods=WEB, sites=HERE), rule("ALLOW"), default="ALLOW")
+    unknown = Requests(lambda sites: "here" in sites, source_ip(), lambda _: None)
+    assert [(predicate is True, verdict) for predicate, verdict in verdicts([rules], unknown)][:3] == [
+        (False, "ALLOW"),
+        (True, "DENY"),
+        (True, "ALLOW"),
+    ]
+    elsewhere = policy(rule(action, pods=WEB, sites=ELSEWHERE), default="ALLOW")
+    assert verdicts([elsewhere], unknown)[:2] == [(False, "DENY"), (True, "ALLOW")]
+
+
+def test_addresses_are_grouped_by_all_that_holds_for_them() -> None:
+    pods = (("a", ("10.0.0.1", "10.0.0.2")), ("b", ("10.0.0.2", "fd00::1")), ("c", None), ("d", ()))
+    assert groups(pods) == (("|a|", ("10.0.0.1",)), ("|a|b|", ("10.0.0.2",)), ("|b|", ("fd00::1",)))
 
 
 def test_next_policy_leaves_the_policy_and_not_the_chain() -> None:

@@ -33,6 +33,7 @@ BODIES = {
         {
             "full_mesh": {"control_and_data_plane_mesh": {}},
             "disable_re_fallback": {},
+            "disable_multi_cluster_services": {},
             "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
             "virtual_site": [{"namespace": "shared", "name": "x-k0s-clusters"}],
         },
@@ -51,6 +52,7 @@ BODIES = {
         {
             "full_mesh": {"data_plane_mesh": {}},
             "disable_re_fallback": {},
+            "disable_multi_cluster_services": {},
             "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
             "virtual_site": [{"namespace": "shared", "name": "all"}],
         },
@@ -70,6 +72,7 @@ BODIES = {
         {
             "spoke_mesh": {"control_and_data_plane_mesh": {}, "hub_mesh_group": {"namespace": "system", "name": "hubs"}},
             "enable_re_fallback": {},
+            "disable_multi_cluster_services": {},
             "tunnel_type": "SITE_TO_SITE_TUNNEL_SSL",
             "virtual_site": [{"namespace": "shared", "name": "all"}],
         },
@@ -88,6 +91,7 @@ BODIES = {
         {
             "spoke_mesh": {"data_plane_mesh": {}, "hub_mesh_group": {"namespace": "system", "name": "hubs"}},
             "disable_re_fallback": {},
+            "disable_multi_cluster_services": {},
             "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
             "virtual_site": [{"namespace": "shared", "name": "all"}],
         },
@@ -99,6 +103,7 @@ BODIES = {
         {
             "hub_mesh": {"data_plane_mesh": {}},
             "disable_re_fallback": {},
+            "disable_multi_cluster_services": {},
             "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
             "virtual_site": [],
         },
