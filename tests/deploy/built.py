@@ -15,7 +15,10 @@ AGENTS = {name: f"agent/overlays/{name}" for name in ("one-replica", "three-repl
 ALL = {**AGENTS, "controlplane": "controlplane"}
 RIGHTS = {
     **ALL,
-    **{name: f"agent/overlays/{name}" for name in ("publishing", "load-balancer", "machine-address")},
+    **{
+        name: f"agent/overlays/{name}"
+        for name in ("publishing", "multi-cluster-services", "pod-selectors", "load-balancer", "machine-address")
+    },
     "discovery": "discovery",
 }
 """With those that differ from them in little but rights."""
@@ -29,7 +32,8 @@ def text(name: str) -> str:
     """As kubectl builds it. Skips the test where there is no kubectl."""
     if shutil.which("kubectl") is None:
         pytest.skip("needs kubectl, whose kustomize builds the overlays")
-    built = subprocess.run(["kubectl", "kustomize", ROOT / "deploy/kubernetes" / RIGHTS[name]], check=False, capture_output=True, text=True)
+    where = ROOT / "deploy/kubernetes" / RIGHTS.get(name, name)
+    built = subprocess.run(["kubectl", "kustomize", where], check=False, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return built.stdout
 

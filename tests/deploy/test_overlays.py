@@ -151,12 +151,44 @@ def test_publishing_adds_services_their_endpoints_and_a_lease() -> None:
         assert not any("leases" in rule["resources"] for rule in role["rules"])
 
 
+def added(name: str, to: str) -> set[tuple[str, str]]:
+    """Resources with verbs that one overlay may use and another may not."""
+    verbs = [
+        {(resource, verb) for rule in rules(parsed(each)) for resource in rule["resources"] for verb in rule["verbs"]}
+        for each in (name, to)
+    ]
+    return verbs[0] - verbs[1]
+
+
+def test_multi_cluster_services_add_their_own_kinds_and_no_exports_are_written() -> None:
+    found = added("multi-cluster-services", "publishing")
+    assert {resource for resource, _ in found} == {"serviceexports", "serviceexports/status", "serviceimports", "serviceimports/status"}
+    assert {verb for resource, verb in found if resource == "serviceexports"} == READ_ONLY
+    assert {verb for resource, verb in found if resource.endswith("/status")} == {"update"}
+
+
+def test_pod_selectors_add_nothing_but_pods_to_read() -> None:
+    assert added("pod-selectors", "one-replica") == {("pods", "list"), ("pods", "watch")}
+
+
+async def test_the_kinds_of_the_multi_cluster_services_api_are_applied_and_the_api_knows_every_field() -> None:
+    built = text("multicluster")
+    definitions = list(yaml.safe_load_all(built))
+    assert [each["metadata"]["name"].partition(".")[0] for each in definitions] == ["serviceexports", "serviceimports"]
+    for each in definitions:
+        assert without_nothing(known_of(each)) == without_nothing(each)
+    async with cluster() as target:
+        said = await target.kubectl("apply", "--validate=false", "-f", "-", stdin=built)
+        assert said.count(" created") == 2
+
+
 @pytest.mark.parametrize("name", RIGHTS)
 def test_nothing_grants_secrets_wildcards_or_roles_of_the_cluster(name: str) -> None:
     for rule in rules(parsed(name)):
         said = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
         assert not said & {"*", "secrets", "escalate", "bind", "impersonate"}
-        assert set(rule["verbs"]) <= READ_ONLY or name == "publishing" or rule["resources"] == ["leases"]
+        writes = name in {"publishing", "multi-cluster-services"} or rule["resources"] == ["leases"]
+        assert set(rule["verbs"]) <= READ_ONLY or writes
     own = {each["metadata"]["name"] for each in of_kind(parsed(name), "Role", "ClusterRole")}
     assert {each["roleRef"]["name"] for each in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding")} <= own
 
