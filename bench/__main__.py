@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bench.results import FILE, Section, write
 
-PARTS = ("propagation", "endpoints", "discovery", "dataplane", "distance", "streams", "memory")
+PARTS = ("propagation", "endpoints", "discovery", "pods", "dataplane", "distance", "streams", "memory")
 
 console = Console(highlight=False)
 
