@@ -12,12 +12,12 @@ BROUGHT_BYTES = 64 << 10
 """So much of the items that a small change needs comes with the manifest."""
 
 
-def answer(cache: TenantCache, published: Published, known: str | None) -> ManifestAnswer:
+def answer(cache: TenantCache, site_id: str, published: Published, known: str | None) -> ManifestAnswer:
     """The site's manifest, as difference from the one with hash `known` if that is remembered."""
     revision = cache.view.revision if published.held_until is None else published.held_until
     if published.hash == known:
         return ManifestAnswer(hash=known, revision=revision, since=known)
-    old = cache.digests.get(known) if known else None
+    old = cache.digests.get((site_id, known)) if known else None
     if old is None:
         return ManifestAnswer(hash=published.hash, revision=revision, entries=published.snapshot.manifest.entries)
     new = published.snapshot.items

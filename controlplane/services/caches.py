@@ -77,8 +77,19 @@ class TenantCache:
     """Held while catching up."""
     next_look: asyncio.Task[None] | None = None
     """Catches up, and has not begun to read: whoever wants to see the latest may share it."""
-    digests: Recent[str, Digest] = field(default_factory=lambda: Recent(200_000, len))
-    items: Recent[str, CompiledItem] = field(default_factory=lambda: Recent(32 << 20, lambda item: len(item.body)))
+    digests: Recent[tuple[str, str], Digest] = field(default_factory=lambda: Recent(200_000, len))
+    """By site and the manifest's hash."""
+    superseded: Recent[tuple[str, str], CompiledItem] = field(default_factory=lambda: Recent(32 << 20, lambda item: len(item.body)))
+    """By site and the item's hash: of manifests before, which a node of the site may still be fetching."""
+
+    def publish(self, site_id: str, snapshot: Snapshot) -> None:
+        """From now on this is what the site should have."""
+        before = self.published.get(site_id)
+        self.published[site_id] = Published(snapshot)
+        self.digests.put((site_id, snapshot.manifest.hash), {key: item.hash for key, item in snapshot.items.items()})
+        for key, item in before.snapshot.items.items() if before else ():
+            if snapshot.items.get(key) != item:
+                self.superseded.put((site_id, item.hash), item)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class OnEdges:
         current = self.published[site_id]
         if applied_hash == current.hash:
             return True
-        digest = self.operator.digests.get(applied_hash) if applied_hash else None
+        digest = self.operator.digests.get((site_id, applied_hash)) if applied_hash else None
         return digest is not None and self._own(digest) == self._own({key: item.hash for key, item in current.snapshot.items.items()})
 
     def _own(self, digest: Digest) -> Digest:

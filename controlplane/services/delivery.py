@@ -23,7 +23,7 @@ from controlplane.auth import refused_proof
 from controlplane.compile.edge import Share, compile_edge, tenant_of
 from controlplane.compile.intent import Tenant
 from controlplane.compile.site import compile_site
-from controlplane.compile.snapshot import Snapshot
+from controlplane.compile.snapshot import CompiledItem, Snapshot
 from controlplane.errors import NotFound, TooManyRequests, Unavailable
 from controlplane.services.answers import ANSWER_BYTES, answer, fitting, named
 from controlplane.services.authorities import Fabric
@@ -77,17 +77,22 @@ class Delivery:
             if cache.view.fleet.nodes[node_id].revoked_at:
                 raise refused_proof("Revoked", "this node was revoked")
             published = await self.published(cache, site_id)
-        return answer(cache, published, known)
+        return answer(cache, site_id, published, known)
 
     async def items(self, tenant_id: UUID, site_id: str, hashes: Sequence[str]) -> tuple[ItemBody, ...]:
-        """In the order asked, as many as fit in one answer; those that the site does not need any more may be missing."""
+        """In the order asked, as many as fit in one answer: of what the site should have, or lately should have had. Others are missing."""
         cache = await self.cache(tenant_id)
-        if any(cache.items.get(hash) is None for hash in hashes):
+        found = await self._items(cache, site_id, hashes)
+        if len(found) < len(set(hashes)):
             await self.catch_up(cache)
-        published = await self.published(cache, site_id)
-        current = {item.hash: item for item in published.snapshot.items.values()}
-        found = (cache.items.get(hash) or current.get(hash) for hash in hashes)
-        return fitting((item for item in found if item is not None), ANSWER_BYTES)
+            found = await self._items(cache, site_id, hashes)
+        return fitting(found.values(), ANSWER_BYTES)
+
+    async def _items(self, cache: TenantCache, site_id: str, hashes: Iterable[str]) -> dict[str, CompiledItem]:
+        snapshot = (await self.published(cache, site_id)).snapshot
+        current = {item.hash: item for item in snapshot.items.values()}
+        found = ((hash, current.get(hash) or cache.superseded.get((site_id, hash))) for hash in hashes)
+        return {hash: item for hash, item in found if item is not None}
 
     async def secret_owners(self, tenant_id: UUID, site_id: str, refs: Sequence[str]) -> dict[str, UUID]:
         """Those of these references that the site's items name, and whose secrets they are: on a regional edge, those of many tenants."""
@@ -153,10 +158,7 @@ class Delivery:
             return
         finally:
             del cache.compiling[site_id]
-        cache.published[site_id] = Published(snapshot)
-        cache.digests.put(snapshot.manifest.hash, {key: item.hash for key, item in snapshot.items.items()})
-        for item in snapshot.items.values():
-            cache.items.put(item.hash, item)
+        cache.publish(site_id, snapshot)
 
     # Catching up
 

@@ -53,6 +53,30 @@ async def test_a_site_gets_what_concerns_it_and_can_fetch_every_item(app: FastAP
         assert HttpLoadBalancer.read(balancer_item.body.encode()).domains == ("cart.test",)
 
 
+async def test_items_of_other_sites_are_not_given_away(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a") as made, admitted(app, user, "b") as other:
+        await publish(user, "a")
+        await caught_up(app, tenant_of(made))
+        manifest = await made.manifest()
+        hashes = [entry.hash for entry in manifest.entries]
+        assert len(await made.control.items(hashes)) == len(hashes)
+        assert await other.control.items(hashes) == ()
+        answer = await other.manifest(manifest.hash)
+        assert (answer.since, answer.removed) == (None, ())
+
+
+async def test_items_of_the_manifest_before_can_still_be_fetched_by_their_own_site(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a") as made, admitted(app, user, "b") as other:
+        await publish(user, "a")
+        await caught_up(app, tenant_of(made))
+        hashes = [entry.hash for entry in (await made.manifest()).entries]
+        await user.delete(f"{BALANCERS}/cart")
+        await caught_up(app, tenant_of(made))
+        assert not set(hashes) <= {entry.hash for entry in (await made.manifest()).entries}
+        assert len(await made.control.items(hashes)) == len(hashes)
+        assert await other.control.items(hashes) == ()
+
+
 async def test_a_poll_is_answered_with_the_difference_as_soon_as_there_is_one(live: FastAPI, user: httpx.AsyncClient) -> None:
     async with admitted(live, user, "a") as made:
         before = await made.manifest()
