@@ -24,16 +24,18 @@ from agent.envoy.resources import Resources
 from agent.errors import Misconfigured, Retired
 from agent.forward import Forwarder
 from agent.intake import Intake, restored
+from agent.ipsec import PORT
 from agent.leases import Leases
 from agent.log import log
 from agent.origins import SiteOrigins
+from agent.overlay import Overlay
 from agent.paths import home_edges
 from agent.peers import Exports, PeerServer
 from agent.pods import SitePods
 from agent.probes import Probes
 from agent.protocol.enrolment import Credentials
 from agent.protocol.items import Gateway, ItemKind, Site
-from agent.protocol.report import DiscoveryReport, EdgeHealth, MultiClusterServices, OriginHealth, PeerHealth
+from agent.protocol.report import DiscoveryReport, EdgeHealth, IpsecAbility, MultiClusterServices, OriginHealth, PeerHealth
 from agent.proxy import Proxy, ProxyState, find_envoy
 from agent.publish import Publishing, hindrance
 from agent.published import Publisher
@@ -41,7 +43,7 @@ from agent.reconcile import Reconciler, Verdict
 from agent.reporting import Heartbeats, Metrics, Reports
 from agent.scrape import Scrape
 from agent.service_exports import ServiceExports
-from agent.settings import Settings, host_and_port
+from agent.settings import NOWHERE, Settings, host_and_port
 from agent.state import Keeper, StateDirectory, private_key_pem
 from agent.status import StatusFile
 from agent.xds import Outcome, XdsServer
@@ -146,6 +148,18 @@ class Node:
             start=saved,
             workers=settings.concurrency,
             refused=lambda snapshot: {**self._publishing.refused(snapshot), **self._pods.refused(snapshot)},
+            no_ipsec=lambda: self._overlay.reason,
+        )
+        self._overlay = Overlay(
+            off=self._without_ipsec(),
+            charon=settings.charon,
+            esp=settings.ipsec,
+            dialable=lambda: bool(self._ike_address[0]),
+            run_dir=run_dir,
+            log_path=settings.state_dir.absolute() / "charon.log",
+            node=lambda: self._reconciler.node,
+            snapshot=lambda: self._reconciler.good,
+            changed=self._ipsec_changed,
         )
         self._keeper = Keeper(self.directory, self._reconciler.to_save)
         self._reports = Reports(self._control, self, boot_id, self._metrics)
@@ -157,6 +171,12 @@ class Node:
         self._status_file = StatusFile(run_dir, self._status)
         self._exports = Exports(node, lambda: self._exported, lambda: self.verdict.applied_hash, self._usable, self._probes.reaches)
         self._peer_server = PeerServer(run_dir / "peers.sock", self._exports.document)
+
+    def _without_ipsec(self) -> str:
+        """Why this node is not to use IPsec, if it is not."""
+        if self.credentials.kind == "regional_edge":
+            return "regional edges have none"
+        return "AGENT_IPSEC is off" if self.settings.ipsec == "off" else ""
 
     def _forwarder(self, address: str) -> Forwarder:
         if self.credentials.kind != "regional_edge":
@@ -187,11 +207,12 @@ class Node:
             if retired or stopping.result() is not signal.SIGHUP:
                 await asyncio.gather(self._publishing.withdraw(), self._election.resign())
                 await self._proxy.stop()
+                await self._overlay.stop()
             if retired:
                 raise retired
 
     async def _run_until(self, stopping: "asyncio.Future[signal.Signals]") -> None:
-        serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape)
+        serving = (self._identity, self._proxy, self._intake, self._reconciler, self._keeper, self._scrape, self._overlay)
         telling = (self._reports, self._heartbeats, self._advertiser, self._election, self._status_file, *self._forwarders)
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -209,6 +230,10 @@ class Node:
 
     def _nudge(self) -> None:
         self._reconciler.nudge()
+
+    def _ipsec_changed(self) -> None:
+        self._nudge()
+        self._reports.look()
 
     def _wanted_changed(self) -> None:
         self._anchors_due.set()
@@ -266,6 +291,26 @@ class Node:
         return self._advertiser.gateways
 
     @property
+    def ipsec(self) -> IpsecAbility | None:
+        """None: not known yet."""
+        if not self._overlay.decided or self.gateways is None:
+            return None
+        if self._overlay.reason:
+            return IpsecAbility(able=False, reason=self._overlay.reason)
+        host, port = self._ike_address
+        return IpsecAbility(able=True, host=host, port=port)
+
+    @property
+    def _ike_address(self) -> tuple[str, int]:
+        """Where peers reach the IKE daemon; without a host, they cannot."""
+        told = self.settings.advertised_ipsec
+        if told == NOWHERE:
+            return "", PORT
+        if told is not None:
+            return host_and_port(told, PORT)
+        return (self.gateways[0].host if self.gateways else "", PORT)
+
+    @property
     def edges(self) -> tuple[EdgeHealth, ...]:
         return self._edges.edge_health(self._scrape.tunnels, self._scrape.encryption.of)
 
@@ -285,7 +330,7 @@ class Node:
 
     @property
     def peers(self) -> tuple[PeerHealth, ...]:
-        return self._probes.health(self._scrape.encryption.of)
+        return self._probes.health(self._scrape.encryption.of, self._overlay.tunnels)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -338,5 +383,6 @@ class Node:
             "peers": [it.model_dump(include=_SHOWN) for it in self.peers],
             "edges": [it.model_dump(include=_SHOWN) for it in self.edges],
             "discoveries": {it.discovery: {"connected": it.connected, "reason": it.reason} for it in self.discoveries},
+            "ipsec": self._overlay.reason or "usable",
             "warnings": list(self.warnings),
         }

@@ -13,11 +13,15 @@ from typing import Literal, NamedTuple
 from agent.envoy.inputs import AgentSnapshot, PeerView, body
 from agent.protocol.items import Edge, Export, ItemKind, OriginPool, Peer, Site
 
+IPSEC = "ipsec"
+"""Direct, inside an IPsec tunnel."""
 DIRECT = "direct"
 REVERSE = "reverse"
 """Direct, over tunnels that the peer dialled."""
 ITSELF = ""
 """To a regional edge."""
+_BETWEEN_GATEWAYS = frozenset({IPSEC, DIRECT, REVERSE})
+"""What leads through no regional edge."""
 
 GOOD_PROBES = 3
 """In a row, before a path that was down is used again."""
@@ -97,7 +101,9 @@ class Route:
     draining: frozenset[str] = frozenset()
     """Those of them that are used only where no other leads."""
     no_direct: str = ""
-    """Why `direct` is not among them."""
+    """Why none of them is direct."""
+    no_ipsec: str = ""
+    """Why `ipsec` is not among them, although the peer has it."""
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Of edges, by id, for people."""
 
@@ -155,7 +161,7 @@ def choose(route: Route, paths: Mapping[str, Path], now: Instant) -> Choice:
     in_use = first or next((name for name, path in known.items() if not path.rests), None)
     spare = first is not None and first not in route.draining
     kept_back = route.draining if spare else frozenset()
-    if first == DIRECT and any(path.leads for name, path in known.items() if name not in (DIRECT, REVERSE)):
+    if first in (IPSEC, DIRECT) and any(path.leads for name, path in known.items() if name not in _BETWEEN_GATEWAYS):
         kept_back |= {REVERSE}  # the same link: what takes the one away takes the other
     usable = {
         name: not path.rests and name not in kept_back
@@ -180,7 +186,8 @@ def _reasons(route: Route, known: Mapping[str, Path], in_use: str | None, now: I
 
 
 def _preferred(name: str, route: Route) -> str:
-    return f"preferred; {route.no_direct}" if name != DIRECT and route.no_direct else "preferred"
+    """`no_direct` is empty where a direct path is among them, and `no_ipsec` where that one is."""
+    return "; ".join(("preferred", *(why for why in (route.no_direct, route.no_ipsec) if why)))
 
 
 def _why_not(name: str, path: Path, route: Route, may_change: float, now: Instant) -> str:
@@ -196,7 +203,7 @@ def _why_not(name: str, path: Path, route: Route, may_change: float, now: Instan
 
 
 def _called(name: str, route: Route) -> str:
-    return name if name in (DIRECT, REVERSE) else f"edge {route.names.get(name, name)}"
+    return name if name in _BETWEEN_GATEWAYS else f"edge {route.names.get(name, name)}"
 
 
 def _time_of_day(steady: float, now: Instant) -> str:
@@ -231,8 +238,11 @@ class Watch:
     draining: bool = False
 
 
-def watches(snapshot: AgentSnapshot) -> dict[str, Watch]:
-    """By site id: the peers that have origins of the pools here, and those that call exports of this site directly."""
+def watches(snapshot: AgentSnapshot, no_ipsec: str = "") -> dict[str, Watch]:
+    """By site id: the peers that have origins of the pools here, and those that call exports of this site directly.
+
+    `no_ipsec`: why this node has no IPsec; empty if it has.
+    """
     edges = {item.id.key: body(item, Edge) for item in snapshot.by_kind[ItemKind.EDGE]}
     called, callers = _called_sites(snapshot), _callers(snapshot)
     own = _own_relay(snapshot)
@@ -241,7 +251,7 @@ def watches(snapshot: AgentSnapshot) -> dict[str, Watch]:
         peer = body(item, Peer)
         dialable = peer.direct and bool(peer.gateways)
         if peer.site_id in called:
-            found[peer.site_id] = Watch(_route(peer, edges, own), peer.direct, draining=peer.draining)
+            found[peer.site_id] = Watch(_route(peer, edges, own, no_ipsec), peer.direct, draining=peer.draining)
         elif peer.site_id in callers and dialable:
             found[peer.site_id] = Watch(Route((DIRECT,)), called=False)
     return found
@@ -269,13 +279,28 @@ def _own_relay(snapshot: AgentSnapshot) -> tuple[str, ...]:
     return (site.site_id,) if site is not None and site.kind == "regional_edge" else ()
 
 
-def _route(peer: Peer, edges: Mapping[str, Edge], own: tuple[str, ...]) -> Route:
-    direct = [DIRECT] if peer.direct and peer.gateways else []
-    reverse = [REVERSE] if peer.direct else []
+def _route(peer: Peer, edges: Mapping[str, Edge], own: tuple[str, ...], no_ipsec: str) -> Route:
+    direct = [IPSEC] if peer.ipsec and not no_ipsec else []
+    if peer.direct and peer.gateways:
+        direct.append(DIRECT)
+    reverse = [REVERSE] if peer.direct and peer.ssl else []
     relayed = [site for site in peer.edges if site in edges] if not own else []
-    apart = "nobody can dial the peer" if peer.direct else "no mesh joins both sites directly"
-    draining = frozenset(site for site in relayed if edges[site].draining)
-    return Route((*direct, *reverse, *own, *relayed), draining, "" if direct else apart, {site: edges[site].name for site in relayed})
+    return Route(
+        (*direct, *reverse, *own, *relayed),
+        draining=frozenset(site for site in relayed if edges[site].draining),
+        no_direct="" if direct else _apart(peer, no_ipsec),
+        no_ipsec=f"no IPsec: {no_ipsec}" if peer.ipsec and no_ipsec else "",
+        names={site: edges[site].name for site in relayed},
+    )
+
+
+def _apart(peer: Peer, no_ipsec: str) -> str:
+    """Why no path to it is direct."""
+    if not peer.direct:
+        return "no mesh joins both sites directly"
+    if peer.ssl:
+        return "nobody can dial the peer"
+    return "the tunnel must be IPsec" + ("" if peer.ipsec and no_ipsec else ", and the peer has none that this site may use")
 
 
 def relieved(views: Mapping[str, PeerView], draining: Collection[str]) -> dict[str, PeerView]:

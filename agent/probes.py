@@ -12,9 +12,9 @@ import httpx2
 from pydantic import ValidationError
 
 from agent.envoy.inputs import PeerView
-from agent.paths import DIRECT, ITSELF, REVERSE, Choice, Dialling, Instant, Path, Watch, choose, settled, unproven
+from agent.paths import DIRECT, IPSEC, ITSELF, REVERSE, Choice, Dialling, Instant, Path, Watch, choose, settled, unproven
 from agent.protocol.peering import PEER_DOCUMENT_PATH, PEER_HEALTH_PATH, PROBE_PATH_HEADER, PeerDocument
-from agent.protocol.report import EdgeHealth, PeerHealth
+from agent.protocol.report import EdgeHealth, IpsecTunnel, PeerHealth
 from agent.tunnels import Tunnels
 
 PROBE_EVERY_S = 1.0
@@ -82,8 +82,8 @@ class _Peer:
         self.judge(_now())
 
     def _new(self, name: str) -> Path:
-        """As an earlier agent found it; otherwise it is tried, but for a way that the peer has no reason to open."""
-        tried = self.remembered.get(name, name != REVERSE or DIRECT not in self.watch.route.paths)
+        """As an earlier agent found it; otherwise it is tried, but for one that has to be built first, or that the peer has no reason to open."""
+        tried = self.remembered.get(name, name != IPSEC and (name != REVERSE or DIRECT not in self.watch.route.paths))
         return Path(time.time()) if tried else unproven(time.time())
 
     def learn(self, name: str, path: Path) -> None:
@@ -230,10 +230,12 @@ class Probes:
             return False
         return None if direct.state == "UNKNOWN" else direct.leads
 
-    def health(self, tls: Callable[[str, str], str]) -> tuple[PeerHealth, ...]:
-        """`tls` tells the encryption of a path to a site, as far as it is known."""
+    def health(
+        self, tls: Callable[[str, str], str], ipsec: Callable[[str], tuple[IpsecTunnel, ...]] = lambda _: ()
+    ) -> tuple[PeerHealth, ...]:
+        """`tls` tells the encryption of a path to a site, as far as it is known; `ipsec` the IPsec tunnels to one."""
         now = _now()
-        return tuple(health for _, peer in sorted(self._peers.items()) for health in _health(peer, tls, now))
+        return tuple(health for _, peer in sorted(self._peers.items()) for health in _health(peer, tls, ipsec, now))
 
     def edge_health(self, tunnels: Mapping[str, Tunnels], tls: Callable[[str, str], str]) -> tuple[EdgeHealth, ...]:
         """Of watched regional edges: whether there are tunnels, and how long it takes to ask."""
@@ -323,7 +325,9 @@ def _patience_s(path: Path) -> float:
     return min(max(_LEAST_PATIENCE_S, _PATIENCE_RTTS * path.rtt_ms / 1000), _MOST_PATIENCE_S)
 
 
-def _health(peer: _Peer, tls: Callable[[str, str], str], now: Instant) -> Iterator[PeerHealth]:
+def _health(
+    peer: _Peer, tls: Callable[[str, str], str], ipsec: Callable[[str], tuple[IpsecTunnel, ...]], now: Instant
+) -> Iterator[PeerHealth]:
     choice = choose(peer.watch.route, peer.paths, now)
     for name, path in peer.paths.items():
         if name == REVERSE and path.state == "UNKNOWN" and not peer.needs_reverse:
@@ -339,6 +343,7 @@ def _health(peer: _Peer, tls: Callable[[str, str], str], now: Instant) -> Iterat
             tls=tls(peer.site, name)[:_TLS_LENGTH],
             in_use=name == choice.in_use and path.state != "DOWN",
             reason=choice.reasons[name][:_REASON_LENGTH],
+            ipsec=ipsec(peer.site) if name == IPSEC else (),
         )
 
 

@@ -25,7 +25,8 @@ import httpx2
 from agent.backoff import backoff
 from agent.errors import Misconfigured, ProxyFailed
 from agent.log import log
-from agent.protocol.base import Message, content_hash
+from agent.process import Running, alive, environment, exit_of, overwrite, started
+from agent.protocol.base import content_hash
 
 ProxyState = Literal["starting", "live", "down"]
 
@@ -114,14 +115,6 @@ class Admin:
         await self._http.aclose()
 
 
-class Running(Message):
-    """`envoy.json`: which process to adopt. The start time tells it from a later process with the same id."""
-
-    pid: int
-    started: int
-    fingerprint: str
-
-
 @dataclass
 class Proxy:
     """`run` keeps one Envoy alive; `stop` ends it."""
@@ -179,7 +172,7 @@ class Proxy:
                 os.kill(pid, sign)
             with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
-                    await self._exit_of(pid)
+                    await exit_of(pid)
                     break
         self._reap()
         self.pid = None
@@ -207,19 +200,19 @@ class Proxy:
         return content_hash(json.dumps([self._command(), binary.st_size, binary.st_mtime_ns, self.bootstrap], sort_keys=True).encode())
 
     def _start(self) -> int:
-        _overwrite(self.run_dir / "bootstrap.json", json.dumps(self.bootstrap, indent=1))
+        overwrite(self.run_dir / "bootstrap.json", json.dumps(self.bootstrap, indent=1))
         (self.run_dir / "admin.sock").unlink(missing_ok=True)
         with self.log_path.open("ab") as output:
             command = ["/bin/sh", "-c", _PARENT, "envoy", *self._command()]
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, start_new_session=True, env=_environment()
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, start_new_session=True, env=environment()
             )
         assert self._child.stdout is not None
         with self._child.stdout as said:
             pid = int(said.readline())
-        running = Running(pid=pid, started=_started(pid), fingerprint=self._fingerprint())
+        running = Running(pid=pid, started=started(pid), fingerprint=self._fingerprint())
         try:
-            _overwrite(self.run_dir / "envoy.json", running.model_dump_json())
+            overwrite(self.run_dir / "envoy.json", running.model_dump_json())
         except OSError:
             os.kill(pid, signal.SIGKILL)  # or nobody would know of it, and the next one would share its ports
             self._reap()
@@ -229,12 +222,8 @@ class Proxy:
 
     async def _adopt(self) -> int | None:
         """The Envoy that an earlier agent left, if it is the one we would start."""
-        try:
-            running = Running.model_validate_json((self.run_dir / "envoy.json").read_bytes())
-            alive = _started(running.pid) == running.started
-        except (FileNotFoundError, ProcessLookupError, ValueError):
-            return None
-        if not alive:
+        running = alive(self.run_dir / "envoy.json")
+        if running is None:
             return None
         self.pid = running.pid
         if running.fingerprint != self._fingerprint():
@@ -255,7 +244,7 @@ class Proxy:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOG_CHECK_S):
-                    await self._exit_of(pid)
+                    await exit_of(pid)
                     return
             await self._rotate_log()
 
@@ -265,46 +254,6 @@ class Proxy:
                 self.log_path.replace(self.log_path.with_suffix(".log.1"))
                 await self.admin.post("/reopen_logs")
 
-    async def _exit_of(self, pid: int) -> None:
-        """Returns when the process is gone, whether or not it is our child."""
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        loop = asyncio.get_running_loop()
-        gone = asyncio.Event()
-        loop.add_reader(descriptor, gone.set)
-        try:
-            await gone.wait()
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-
     def _reap(self) -> int | None:
         child, self._child = self._child, None
         return None if child is None else child.wait()
-
-
-def _overwrite(path: Path, text: str) -> None:
-    """In place: what was there keeps its blocks, so that Envoy can be started again on a full disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text.encode())
-        file.truncate()
-
-
-def _environment() -> dict[str, str]:
-    """Without the agent's settings, of which the token is nobody else's business."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AGENT_")}
-
-
-def _started(pid: int) -> int:
-    """Start time of a process in clock ticks since boot; raises ProcessLookupError, also for a zombie."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        raise ProcessLookupError(pid) from None
-    fields = text.rpartition(")")[2].split()
-    if fields[0] == "Z":
-        raise ProcessLookupError(pid)
-    return int(fields[19])

@@ -23,6 +23,7 @@ from agent.log import log
 from agent.paths import REVERSE, Watch, relieved, watches
 from agent.protocol.items import ItemKind
 from agent.protocol.manifest import Entry
+from agent.protocol.overlay import overlay_address
 from agent.protocol.report import Rejection
 from agent.state import Saved, SavedEndpoint
 from agent.xds import Nack, Outcome
@@ -121,6 +122,8 @@ class Reconciler:
     """Of Envoy."""
     refused: Callable[[AgentSnapshot], Mapping[ItemId, str]] = lambda _: {}
     """Items that are in force only outside of Envoy, and are not: why."""
+    no_ipsec: Callable[[], str] = lambda: "it is off"
+    """Why this node has no IPsec; empty: it has."""
     verdict: Verdict = field(default_factory=Verdict, init=False)
     good: AgentSnapshot = field(default_factory=AgentSnapshot, init=False)
     """What Envoy accepted last."""
@@ -163,7 +166,7 @@ class Reconciler:
         target = self._target(wanted)
         self.origins.follow(target)
         self.pods.follow(target)
-        self.peers.watch(watches(target))
+        self.peers.watch(watches(target, self.no_ipsec()))
         known = self.origins.settled and self.pods.settled and self.peers.settled
         accepted = await accept(self.good, target, self._attempt)
         self._take(accepted, wanted)
@@ -225,6 +228,7 @@ class Reconciler:
             dials=self.peers.dials,
             pods=self._pods,
             workers=self.workers,
+            overlay="" if self.no_ipsec() else overlay_address(self.node.node_id),
             secrets=self.wanted().secrets,
         )
 

@@ -20,6 +20,7 @@ from agent.protocol.report import (
     EdgeMetrics,
     Heartbeat,
     HeartbeatAnswer,
+    IpsecAbility,
     MetricsReport,
     MultiClusterServices,
     OriginHealth,
@@ -64,6 +65,8 @@ class Signs(Protocol):
     def proxy(self) -> ProxyState: ...
     @property
     def gateways(self) -> tuple[Gateway, ...] | None: ...
+    @property
+    def ipsec(self) -> IpsecAbility | None: ...
     @property
     def discoveries(self) -> tuple[DiscoveryReport, ...]: ...
     @property
@@ -195,6 +198,7 @@ class Reports:
         """All that is known."""
         sections = {
             "gateways": self.signs.gateways,
+            "ipsec": self.signs.ipsec,
             "discoveries": self.signs.discoveries,
             "multi_cluster_services": self.signs.multi_cluster_services,
             "origins": self.signs.origins,

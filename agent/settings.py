@@ -119,6 +119,19 @@ class Settings(BaseModel):
         pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
         description="Name of the machine in its cluster: its address is read there, an external one if it has any, and followed. Needs rights to read it.",
     )
+    ipsec: Literal["auto", "kernel", "userspace", "off"] = Field(
+        "auto",
+        description="Whether this node can be an end of IPsec tunnels, and who encrypts: the kernel, or strongSwan itself. `auto`: the kernel if "
+        "its modules esp4 and esp6 are loaded. Needs strongSwan and NET_ADMIN, and /dev/net/tun unless the kernel encrypts.",
+    )
+    charon: Path | None = Field(
+        None, description="strongSwan's IKE daemon. Default: `charon-systemd` on PATH or in /usr/sbin; nothing of systemd is needed."
+    )
+    advertised_ipsec: str | None = Field(
+        None,
+        description="host or host:port (UDP 4500) at which peers reach the IKE daemon; `none` if they cannot, so that this node begins. "
+        "Default: the host of the advertised gateway.",
+    )
     forward_address: str | None = Field(
         None, description="host:port on which a regional edge carries sites' connections to the control plane. Default: it does not."
     )

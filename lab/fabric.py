@@ -53,6 +53,7 @@ class Fabric:
         nodes: Mapping[str, int] | None = None,
         outbound: Collection[str] = (),
         installed: Collection[str] = (),
+        ipsec: Collection[str] = (),
         mesh: bool = True,
         replicas: int = 1,
         tapped: bool = False,
@@ -61,7 +62,7 @@ class Fabric:
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`nodes` says how many, for sites with more than one; `outbound` sites cannot be dialled; agents of `installed`
-        sites run as pods of their clusters, which needs network namespaces and kubectl; `mesh` puts all sites into one site mesh group;
+        sites run as pods of their clusters, which needs network namespaces and kubectl; those of `ipsec` have it; `mesh` puts all sites into one site mesh group;
         `replicas` of the control plane share a database; `tapped` leads every tunnel through a `Forwarder`; `standby` stores everything in a
         `Pair` of databases.
         """
@@ -74,6 +75,7 @@ class Fabric:
         self._mesh, self._replicas, self._tapped, self._standby = mesh, replicas, tapped, standby
         self.databases: Pair | None = None
         self._counts, self._outbound, self._installed = dict(nodes or {}), frozenset(outbound), frozenset(installed)
+        self.ipsec = frozenset(ipsec)
         self._env = dict(controlplane_env or {})
         self._progress = progress
         self._stack = AsyncExitStack()
@@ -190,6 +192,8 @@ class Fabric:
         env = {"AGENT_LABELS": f"{LABEL}=lab", "AGENT_KUBECONFIG": str(cluster.kubeconfig)}
         if name in self._outbound:
             env["AGENT_ADVERTISED_GATEWAY"] = "none"
+        if name in self.ipsec:
+            env["AGENT_IPSEC"] = "userspace"
         self.sites[name] = Site(name, await self._nodes(name, env), cluster)
         if name in self._outbound and can_filter(self.network):
             self._stack.enter_context(outbound_only([node.place for node in self.sites[name].nodes]))

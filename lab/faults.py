@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
+from agent.ipsec import PORT
 from lab.network import Network, Place
 from lab.process import Process
 from lab.site import GATEWAY_PORT, Node
@@ -59,6 +60,16 @@ def undiallable(source: Sequence[Place], target: Sequence[Place]) -> Iterator[No
     with ExitStack() as stack:
         for place in target:
             stack.enter_context(_filter(place, f"ip saddr {_set(source)} tcp dport {GATEWAY_PORT} drop"))
+        yield
+
+
+@contextmanager
+def without_ipsec(here: Sequence[Place], there: Sequence[Place]) -> Iterator[None]:
+    """Between these, IKE and ESP vanish in both directions; all else arrives."""
+    with ExitStack() as stack:
+        for at, others in ((here, there), (there, here)):
+            for place in at:
+                stack.enter_context(_filter(place, f"ip saddr {_set(others)} udp dport {PORT} drop"))
         yield
 
 

@@ -88,7 +88,7 @@ class Kubelet:
             "status.hostIP": self.place.underlay,
         }
         host, _, port = self.cluster.address.rpartition(":")
-        known = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, "AGENT_DRAIN_S": "0.5"}
+        known = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, "AGENT_DRAIN_S": "0.5", "AGENT_IPSEC": "off"}
         for variable in container["env"]:
             value = variable.get("value") or about[variable["valueFrom"]["fieldRef"]["fieldPath"]]
             value = re.sub(r"\$\(([A-Z_]+)\)", lambda found: known[found[1]], value)

@@ -1,6 +1,7 @@
 """Sites and their nodes: what tests call, watch and break."""
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,10 @@ class Node:
             if entry.name.isdigit() and _is_envoy_of(entry, self.state):
                 return int(entry.name)
         raise ProcessFailed(f"no Envoy runs at {self.name}. Last lines of its agent:\n{self.agent.tail()}")
+
+    def charon_pid(self) -> int:
+        """Of the IKE daemon that the agent supervises now."""
+        return int(json.loads((self.state / "run" / "charon.json").read_text())["pid"])
 
 
 @dataclass
@@ -117,6 +122,7 @@ def told(urls: Sequence[str], tap: Forwarder | None, place: Place) -> dict[str, 
         "AGENT_OUTSIDE_ADDRESS": place.underlay,
         "AGENT_SERVICE_ADDRESS": place.service,
         "AGENT_DRAIN_S": "0.5",
+        "AGENT_IPSEC": "off",
     }
 
 

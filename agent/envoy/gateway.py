@@ -23,13 +23,14 @@ from agent.envoy import callers, connections, names, reverse, tls
 from agent.envoy.clusters import TUNNEL_BUFFER, http2
 from agent.envoy.connections import connect_route
 from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
-from agent.envoy.messages import Fields, about, extension, header, milliseconds, number, packed, socket_address, state
+from agent.envoy.messages import Fields, about, extension, flag, header, milliseconds, number, packed, socket_address, state
 from agent.envoy.policy import Requests, Verdict, matcher, verdicts
 from agent.envoy.pools import CACHE
 from agent.envoy.predicates import Input, Predicate, any_of, begins, exactly, filter_state, negated, peer_uri, source_ip
 from agent.envoy.predicates import header as header_input
 from agent.envoy.resources import ROUTES, Part, Resource, assembled, part, resource
 from agent.protocol.items import EDGES, Export, ExportUse, OriginPool
+from agent.protocol.overlay import OVERLAY_GATEWAY_PORT
 from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEALTH_PATH
 
 RBAC_FILTER = "envoy.filters.http.rbac"
@@ -60,6 +61,19 @@ def listener(addresses: Addresses, scope: Scope) -> Resource:
         filter_chains=chains,
         metadata=_revocations(scope),
         **reversed_,
+    )
+    return resource(message, [])
+
+
+def overlay_listener(scope: Scope) -> Resource:
+    """The same for peers that come through IPsec: nothing but the way differs. The address may be there only later."""
+    message = Listener(
+        name=names.OVERLAY,
+        address=socket_address(scope.overlay, OVERLAY_GATEWAY_PORT),
+        freebind=flag(value=True),
+        per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
+        filter_chains=[_peers_chain(scope)],
+        metadata=_revocations(scope),
     )
     return resource(message, [])
 

@@ -23,10 +23,11 @@ from agent.envoy.messages import (
     struct,
     unlimited,
 )
-from agent.envoy.paths import DIRECT, Path, Way
+from agent.envoy.paths import DIRECT, IPSEC, Path, Way
 from agent.envoy.pools import CACHE
 from agent.envoy.resources import Resource, resource
 from agent.protocol.items import Edge, Gateway, Peer
+from agent.protocol.overlay import OVERLAY_GATEWAY_PORT, overlay_address
 from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH
 
 _CONNECT_TIMEOUT_MS = 1_000
@@ -34,7 +35,7 @@ _CHECK_EVERY_MS = 300
 _KEEPALIVE_EVERY_MS = 300
 _KEEPALIVE_MS = 1_000
 _TCP_KEEPALIVE = {"keepalive_time": number(1), "keepalive_interval": number(1), "keepalive_probes": number(3)}
-_DIRECT = Way(DIRECT, "")
+_DIRECT, _IPSEC = Way(DIRECT, ""), Way(IPSEC, "")
 _AT_ONCE: Fields = {"healthy_panic_threshold": {"value": 0}, "update_merge_window": milliseconds(0)}
 """What Envoy or the agent finds out about a path counts now: by default a change that follows another within a second waits for the rest of it."""
 _INSIDE = {"inside": "1"}
@@ -99,7 +100,7 @@ def _clusters(item: Item, scope: Scope, ways: tuple[Way, ...]) -> tuple[Resource
     socket = _socket(peer, scope)
     inside = {"name": "inside", "match": _INSIDE, "transport_socket": tls.internal(socket)}
     fields = _tunnel(socket, transport_socket_matches=[inside], common_lb_config=_AT_ONCE)
-    checked = {"health_checks": [_health_check()]} if _DIRECT in ways else {}
+    checked = {"health_checks": [_health_check()]} if _DIRECT in ways or _IPSEC in ways else {}
     source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}}
     found = [resource(Cluster(name=names.site(peer.site_id), **source, **fields, **checked), [item.id])]
     if not scope.regional:
@@ -113,7 +114,7 @@ def _probed(peer: Peer, way: Way, fields: Fields) -> Cluster:
     """The peer by one path, which nothing but its answers to the agent can take out of use; gateways are checked where there are several."""
     name = names.path(peer.site_id, way.path)
     assignment = {"cluster_name": name, "endpoints": [_locality(peer, way)]}
-    several = way == _DIRECT and len(peer.gateways) > 1
+    several = len({_DIRECT: peer.gateways, _IPSEC: peer.ipsec}.get(way, ())) > 1
     checked = {"health_checks": [_health_check()]} if several else {}
     kept = {key: value for key, value in fields.items() if several or key != "outlier_detection"}
     return Cluster(name=name, type="STATIC", load_assignment=assignment, **kept, **checked)
@@ -155,13 +156,20 @@ def _endpoints(item: Item, paths: tuple[Path, ...]) -> Resource:
 
 
 def _locality(peer: Peer, way: Way, *, usable: bool = True, priority: int = 0) -> Fields:
-    if way == _DIRECT and _by_address(peer.gateways):
+    if way == _IPSEC:
+        locality = _gateway_endpoints(peer.site_id, _overlay_gateways(peer))
+    elif way == _DIRECT and _by_address(peer.gateways):
         locality = _gateway_endpoints(peer.site_id, peer.gateways)
     else:
         locality = {"locality": {"zone": peer.site_id}, "lb_endpoints": [_inside(peer, way)]}
     health = {} if usable else {"health_status": "DEGRADED"}
     endpoints = [{**endpoint, **health} for endpoint in locality["lb_endpoints"]]
     return {**locality, "lb_endpoints": endpoints, "priority": priority}
+
+
+def _overlay_gateways(peer: Peer) -> Iterable[Gateway]:
+    """The peer's gateways as they are dialled through IPsec."""
+    return (Gateway(node_id=node.node_id, host=overlay_address(node.node_id), port=OVERLAY_GATEWAY_PORT) for node in peer.ipsec)
 
 
 def _inside(peer: Peer, way: Way) -> Fields:

@@ -138,7 +138,7 @@ class PeerView:
     exports: Mapping[str, int] = field(default_factory=dict)
     """Pool key → healthy endpoints, bucketed; 0: do not use. A pool that is missing is unknown and gets weight 1."""
     paths: Mapping[str, bool] = field(default_factory=dict)
-    """`direct`, `reverse` or an edge's id → whether it may be used. A path that is missing was not judged yet and may."""
+    """`ipsec`, `direct`, `reverse` or an edge's id → whether it may be used. A path that is missing was not judged yet and may."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ class LocalState:
     """By reference."""
     workers: int = 1
     """Of this node's Envoy, at least. Each keeps reverse tunnels of its own."""
+    overlay: str = ""
+    """This node's address inside IPsec tunnels; empty: it has none."""
     trusted_ca_file: str = "/etc/ssl/certs/ca-certificates.crt"
     """The public roots, for pools that verify origins by them."""
 
@@ -181,10 +183,12 @@ class Scope:
     peer_crl_pem: str = ""
     edge_crl_pem: str = ""
     revocations: int = 0
+    overlay: str = ""
+    """The node's address inside IPsec tunnels, if it has any."""
 
 
 @lru_cache(64)
-def scope_of(site: Item, run_dir: str, trusted_ca_file: str) -> Scope:
+def scope_of(site: Item, run_dir: str, trusted_ca_file: str, overlay: str = "") -> Scope:
     about = body(site, Site)
     return Scope(
         about.tenant_id,
@@ -198,4 +202,5 @@ def scope_of(site: Item, run_dir: str, trusted_ca_file: str) -> Scope:
         about.peer_crl_pem,
         about.edge_crl_pem,
         about.revocations,
+        overlay,
     )

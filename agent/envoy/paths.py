@@ -9,6 +9,7 @@ from agent.envoy.inputs import Item, PeerView, Scope, body
 from agent.envoy.pools import CACHE
 from agent.protocol.items import Edge, Peer
 
+IPSEC = "ipsec"
 DIRECT = "direct"
 REVERSE = "reverse"
 
@@ -17,9 +18,9 @@ class Way(NamedTuple):
     """A path that there is, usable or not."""
 
     path: str
-    """`direct`, `reverse` or an edge's id."""
+    """`ipsec`, `direct`, `reverse` or an edge's id."""
     through: str
-    """The cluster on which the relay opens a stream to the peer; empty for `direct`."""
+    """The cluster on which the relay opens a stream to the peer; empty for `ipsec` and `direct`."""
 
 
 class Path(NamedTuple):
@@ -34,14 +35,21 @@ def paths(peer: Item, edges: Mapping[str, Item], view: PeerView | None, scope: S
     about = body(peer, Peer)
     ways = _ways(peer, tuple([edges[edge] for edge in about.edges if edge in edges]), scope)
     judged = {} if view is None else view.paths
-    return tuple([Path(way, judged.get(way.path, way.path != REVERSE or not about.gateways)) for way in ways])
+    return tuple([Path(way, judged.get(way.path, _is_tried(way.path, about))) for way in ways])
+
+
+def _is_tried(path: str, peer: Peer) -> bool:
+    """One that nobody has judged: unless it has to be built first, or the peer has no reason to open it."""
+    return path != IPSEC and (path != REVERSE or not peer.gateways)
 
 
 @lru_cache(CACHE)
 def _ways(peer: Item, edges: tuple[Item, ...], scope: Scope) -> tuple[Way, ...]:
     about = body(peer, Peer)
-    found = [Way(DIRECT, "")] if about.direct and about.gateways else []
-    if about.direct and scope.edge_anchor_pem:
+    found = [Way(IPSEC, "")] if about.ipsec and scope.overlay else []
+    if about.direct and about.gateways:
+        found.append(Way(DIRECT, ""))
+    if about.direct and about.ssl and scope.edge_anchor_pem:
         found.append(Way(REVERSE, names.REVERSE))
     return (*found, *_over(edges))
 

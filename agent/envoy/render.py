@@ -22,7 +22,7 @@ def render(snapshot: AgentSnapshot, local: LocalState) -> Resources:
     output = Output()
     if snapshot.site is None:
         return output.resources()
-    sources = Sources(snapshot, local, scope_of(snapshot.site, local.run_dir, local.trusted_ca_file))
+    sources = Sources(snapshot, local, scope_of(snapshot.site, local.run_dir, local.trusted_ca_file, local.overlay))
     _node(sources, snapshot.site, output)
     _exports(sources, output)
     load_balancers(sources, output)
@@ -43,6 +43,8 @@ def _node(sources: Sources, site: Item, output: Output) -> None:
         regional(sources, output)
     else:
         output.put(gateway.listener(local.addresses, scope))
+        if scope.overlay:
+            output.put(gateway.overlay_listener(scope))
         customer(sources, output)
 
 

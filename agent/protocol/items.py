@@ -67,6 +67,8 @@ class Site(Body):
     """The intermediate of regional edges: the only anchor for theirs."""
     control_plane_anchor_pem: str = ""
     """The roots (a bundle) under which control planes are trusted."""
+    root_anchor_pem: str = ""
+    """The fabric's roots (a bundle). IKE trusts nothing else as an anchor, and is told besides which intermediate must have signed."""
     tunnel_dead_timeout: int = 10_000
     peer_crl_pem: str = ""
     """Certificates of peers that were revoked before they expired: lists, one for each anchor. Empty: none."""
@@ -369,6 +371,16 @@ class Gateway(Body):
     """Of its Envoy. Whoever keeps reverse tunnels to an edge needs one more than these."""
 
 
+class IpsecNode(Body):
+    """A node that can be the other end of an IPsec tunnel. Its address inside follows from its id."""
+
+    node_id: str
+    host: str = ""
+    """IP address or DNS name at which IKE reaches it; empty: it can only begin itself."""
+    port: int = 4500
+    """UDP."""
+
+
 class Edge(Body):
     """A regional edge that this site keeps reverse tunnels to, or reaches peers through; keyed by its id."""
 
@@ -404,6 +416,10 @@ class Peer(Body):
     """Empty when the peer cannot be dialled directly from here."""
     direct: bool = True
     """Whether a site mesh group joins both sites directly; without it, there is no direct path."""
+    ipsec: tuple[IpsecNode, ...] = ()
+    """Nodes of the peer to which IPsec tunnels may be kept; none where the tunnel types of both sites do not allow it."""
+    ssl: bool = True
+    """Whether they allow a direct path without IPsec."""
     edges: tuple[str, ...] = ()
     """Ids of the regional edges where the peer keeps reverse tunnels, in the order of use; empty when no edge may be used."""
     draining: bool = False

@@ -165,15 +165,60 @@ class PathHealth(Message):
     """Version, cipher and key exchange where known."""
 
 
+class IpsecAbility(Message):
+    """Whether a node can be an end of IPsec tunnels, and where IKE reaches it."""
+
+    able: bool
+    reason: Text = ""
+    """Why it cannot."""
+    host: Word = ""
+    """IP address or DNS name; empty: others cannot begin."""
+    port: Annotated[int, Field(gt=0, lt=65536)] = 4500
+    """UDP."""
+
+
+class IpsecTunnel(Message):
+    """What this node has with one node of a peer."""
+
+    node_id: Id
+    """Of the peer."""
+    up: bool
+    initiator: bool = False
+    """Whether this node began it."""
+    remote: Word = ""
+    """`address:port` of the other end of IKE."""
+    ike: Word = ""
+    """Cipher, pseudo-random function and key exchange of the IKE SA, in strongSwan's names."""
+    esp: Word = ""
+    """Cipher of the child SA."""
+    ike_age_s: Count = 0
+    spi_in: Word = ""
+    spi_out: Word = ""
+    spi_age_s: Count = 0
+    """Both SPIs are as old as the child SA."""
+    bytes_in: Count = 0
+    """Of this child SA, as `bytes_out`: a new one begins at zero."""
+    bytes_out: Count = 0
+    last_flap: Moment | None = None
+    """When it last went down."""
+    flap_reason: Text = ""
+
+
+MOST_IPSEC_TUNNELS = 64
+
+
 class PeerHealth(PathHealth):
     """One path to a peer, by the last probe that was answered; every path of every peer is there."""
 
     site_id: Id
     path: Id = "direct"
-    """`direct`; `reverse`: direct, over tunnels that the peer dialled; or the id of the regional edge that it leads through."""
+    """`ipsec`: direct, inside IPsec; `direct`; `reverse`: direct, over tunnels that the peer dialled; or the id of the regional edge
+    that it leads through."""
     in_use: bool = False
     reason: Text = ""
     """Why it is in use or not, in words."""
+    ipsec: tuple[IpsecTunnel, ...] = Field((), max_length=MOST_IPSEC_TUNNELS)
+    """Of the path `ipsec`."""
 
 
 class EdgeHealth(PathHealth):
@@ -217,6 +262,7 @@ class Report(Message):
     boot_id: Id
     gateways: tuple[Gateway, ...] | None = None
     """Addresses at which peers may dial this node; usually one."""
+    ipsec: IpsecAbility | None = None
     discoveries: tuple[DiscoveryReport, ...] | None = None
     multi_cluster_services: MultiClusterServices | None = None
     origins: tuple[OriginHealth, ...] | None = None

@@ -19,6 +19,7 @@ from controlplane.auth import Caller
 from controlplane.errors import FieldError, Invalid, Unauthenticated
 from controlplane.resources.base import Annotations, Labels, Unless, Value
 from controlplane.resources.enumeration import Names
+from controlplane.resources.site import TunnelType
 from controlplane.services import enrolment, manifests, registrations, sites, tokens
 from controlplane.services.enrolment import Desk
 from controlplane.services.manifests import Replicas
@@ -187,7 +188,6 @@ class Approval(Value):
     name: str = ""
     namespace: str = "system"
     unsupported: ClassVar[Mapping[str, str | Unless]] = {
-        "tunnel_type": Unless("tunnels are TLS", ("SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL", "SITE_TO_SITE_TUNNEL_SSL", 2)),
         "connected_region": "regional edges are chosen by the site's re_select",
         "backup_connected_region": "regional edges are chosen by the site's re_select",
         "preferred_active_re": "regional edges are chosen by the site's re_select",
@@ -197,6 +197,8 @@ class Approval(Value):
     passport: ApprovedPassport | None = None
     labels: Labels = {}
     annotations: Annotations = {}
+    tunnel_type: TunnelType | None = None
+    """Of the site; left out, it stays what it is."""
 
 
 class ByState(Value):
@@ -288,7 +290,15 @@ async def approve_registration(
     if approval.passport is None:
         raise Invalid("Field passport should be not nil, got nil in request.", [FieldError("passport", "should be not nil")])
     approved = await registrations.approve(
-        session, caller, name, approval.passport, approval.labels, approval.annotations, ring=services.fabric.ring, now=now
+        session,
+        caller,
+        name,
+        approval.passport,
+        approval.labels,
+        approval.annotations,
+        tunnel_type=approval.tunnel_type,
+        ring=services.fabric.ring,
+        now=now,
     )
     return {"obj": _registration(caller, approved)}
 
@@ -320,6 +330,7 @@ def _registration(caller: Caller, registration: Registration) -> Json:
             "infra": registration.infra,
             "site": [{"kind": "site", "namespace": "system", "name": registration.site_name}],
             "node_id": str(registration.node_id) if registration.node_id else None,
+            "tunnel_type": registration.tunnel_type,
             "clock_skew_s": registration.clock_skew_s,
         },
         "object": {"status": status},

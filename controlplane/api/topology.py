@@ -1,11 +1,12 @@
 """Under `/api/data/namespaces/system/topology`: sites, meshes, and why one site reaches another as it does."""
 
 from collections import Counter
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from agent.protocol.report import IpsecTunnel
 from controlplane.api.body import JsonBody
 from controlplane.api.deps import CurrentCaller, CurrentServices, NameInPath, Now
 from controlplane.api.description import described
@@ -59,7 +60,7 @@ async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCalle
     observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
     found = topology.group(observed, name)
     nodes = [_group(found), *(_site(site, observed, found) for site in found.sites)]
-    return {"step": "", "nodes": nodes, "edges": [_pair(pair, now) for pair in found.pairs]}
+    return {"step": "", "nodes": nodes, "edges": [_pair(pair, observed, now) for pair in found.pairs]}
 
 
 @router.post(_SITE, operation_id="ves.io.schema.topology.CustomAPI.GetSiteTopology", openapi_extra=described(_SITE))
@@ -68,7 +69,11 @@ async def site(name: NameInPath, body: JsonBody, caller: CurrentCaller, services
     read(SiteQuery, body, "system")
     observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
     found = topology.surroundings(observed, name)
-    return {"step": "", "nodes": [_site(each, observed) for each in found.sites], "edges": [_pair(pair, now) for pair in found.pairs]}
+    return {
+        "step": "",
+        "nodes": [_site(each, observed) for each in found.sites],
+        "edges": [_pair(pair, observed, now) for pair in found.pairs],
+    }
 
 
 @router.get("/path", operation_id="isthmus.topology.Path")
@@ -94,7 +99,9 @@ async def path(
         "site_mesh_groups": list(found.meshes),
         "re_fallback": found.fallback,
         "lost": found.lost,
-        "paths": [_link(link, now) for link in found.links],
+        "tunnels": sorted(found.encapsulations),
+        "no_ipsec": found.no_ipsec,
+        "paths": [_link(link, observed, now) for link in found.links],
     }
 
 
@@ -123,7 +130,7 @@ def _site(site: Any, observed: Observed, group: Group | None = None) -> Json:
     own = observed.view.fleet.live.get(site_id, ())
     shown: Json = {
         "info": {"site_type": site.spec.site_type},
-        "summary": {"node_count": len(own), "node_info": [{"name": node.name} for node in own]},
+        "summary": {"node_count": len(own), "node_info": [{"name": node.name, "ipsec": node.ipsec} for node in own]},
         "metric": [],
         "lost": site_id in observed.view.fleet.observations.lost,
     }
@@ -133,16 +140,16 @@ def _site(site: Any, observed: Observed, group: Group | None = None) -> Json:
     return {"id": site_id, "metadata": {"name": site.metadata.name, "namespace": "system"}, "site": shown}
 
 
-def _pair(pair: Pair, now: datetime) -> Json:
+def _pair(pair: Pair, observed: Observed, now: datetime) -> Json:
     return {
         "node_id1": str(pair.sites[0].uid),
         "node_id2": str(pair.sites[1].uid),
         "status": pair.status,
-        "links": [_link(link, now) for link in pair.links],
+        "links": [_link(link, observed, now) for link in pair.links],
     }
 
 
-def _link(link: Link, now: datetime) -> Json:
+def _link(link: Link, observed: Observed, now: datetime) -> Json:
     report, source, destination = link.report, link.source, link.destination
     name = f"{source.metadata.name}/{link.node.name} to {destination.metadata.name} by {named(link)}"
     return {
@@ -162,7 +169,7 @@ def _link(link: Link, now: datetime) -> Json:
         "edge": link.edge,
         "in_use": report.in_use and link.status != topology.UNKNOWN,
         "reason": link.stale or report.reason,
-        "encap": "SSL",
+        "encap": "IPSEC_PKI" if report.path == "ipsec" else "SSL",
         "since": link.since.isoformat(),
         "last_evidence": link.last_evidence.isoformat() if link.last_evidence else None,
         "last_evidence_age_s": _age_s(link.last_evidence, now) if link.last_evidence else None,
@@ -170,7 +177,39 @@ def _link(link: Link, now: datetime) -> Json:
         "rtt_ms": report.rtt_ms,
         "tls": report.tls,
         "error": report.error,
+        "tunnels": [_tunnel(tunnel, link, observed, now) for tunnel in report.ipsec],
     }
+
+
+def _tunnel(tunnel: IpsecTunnel, link: Link, observed: Observed, now: datetime) -> Json:
+    """With one node of the peer. Ages are those of the report, and what has passed since."""
+    since_s = _age_s(link.reported_at, now)
+    role = "TUNNEL_INITIATOR" if tunnel.initiator else "TUNNEL_RESPONDER"
+    return {
+        "node": observed.node_name(tunnel.node_id),
+        "state": "UNKNOWN_TUNNEL_STATE" if link.stale else "TUNNEL_UP" if tunnel.up else "TUNNEL_DOWN",
+        "role": role if tunnel.up else "UNKNOWN_TUNNEL_ROLE",
+        "encap": "IPSEC_PKI",
+        "remoteAddress": tunnel.remote,
+        "ike": {"cipher_suite": tunnel.ike, "age_s": tunnel.ike_age_s + since_s} if tunnel.up else None,
+        "esp": _child(tunnel, since_s) if tunnel.up else None,
+        "ike_tunnel_flap_reason": {"flap_reason": tunnel.flap_reason, "time": _moment(tunnel.last_flap)} if tunnel.last_flap else None,
+    }
+
+
+def _child(tunnel: IpsecTunnel, since_s: float) -> Json:
+    return {
+        "cipher_suite": tunnel.esp,
+        "spi_in": tunnel.spi_in,
+        "spi_out": tunnel.spi_out,
+        "spi_age_s": tunnel.spi_age_s + since_s,
+        "bytes_in": tunnel.bytes_in,
+        "bytes_out": tunnel.bytes_out,
+    }
+
+
+def _moment(at: float | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
 
 
 def _together(pairs: tuple[Pair, ...]) -> str:

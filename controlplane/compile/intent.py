@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from agent.protocol.items import Gateway
+from agent.protocol.items import Gateway, IpsecNode
 from controlplane.compile.imports import Import
 from controlplane.resources.base import Key, Stored
 
@@ -25,6 +25,8 @@ class Tenant:
     edge_anchor_pem: str = ""
     """That of regional edges."""
     control_plane_anchor_pem: str = ""
+    root_anchor_pem: str = ""
+    """The fabric's roots."""
     peer_crl_pem: str = ""
     edge_crl_pem: str = ""
     revocations: int = 0
@@ -70,5 +72,7 @@ class Observations:
     """By site id, sorted by node id; of regional edges too."""
     homes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By customer edge: ids of the regional edges to which it keeps reverse tunnels, in the order of use."""
+    ipsec: Mapping[str, tuple[IpsecNode, ...]] = field(default_factory=dict)
+    """By site id, sorted by node id: the nodes that can be an end of IPsec tunnels."""
     lost: frozenset[str] = frozenset()
     """Ids of sites of which nothing was heard for a lease."""

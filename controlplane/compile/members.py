@@ -9,7 +9,7 @@ from controlplane.compile.intent import Intent
 from controlplane.compile.meshes import Mesh, meshes
 from controlplane.compile.snapshot import Condition
 from controlplane.resources.base import Key, SiteRef, Stored, VirtualSiteRef
-from controlplane.resources.site import Site
+from controlplane.resources.site import ENCAPSULATIONS, Site
 from controlplane.resources.site_mesh_group import SiteMeshGroup
 from controlplane.resources.virtual_site import VirtualSite
 
@@ -47,6 +47,11 @@ class Topology:
         """Whether regional edges may stand in between both: unless a mesh joins them, and each that does forbids it."""
         joining = self.joining(one, other)
         return not joining or any(mesh.fallback for mesh in joining)
+
+    def encapsulations(self, one: str, other: str) -> frozenset[str]:
+        """`ipsec`, `ssl`: what a direct tunnel between both may be. Both sites must allow it, and a mesh that joins them."""
+        meshed = frozenset[str]().union(*(mesh.encapsulations for mesh in self.joining(one, other)))
+        return meshed.intersection(*(ENCAPSULATIONS[self.sites[site].spec.tunnel_type] for site in (one, other)))
 
     def located(self, site: SiteRef | None, virtual_site: VirtualSiteRef | None) -> frozenset[str]:
         """Ids of the sites that either reference means; none for a site that is gone."""

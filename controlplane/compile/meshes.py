@@ -6,6 +6,7 @@ from operator import attrgetter
 
 from controlplane.compile.snapshot import Condition
 from controlplane.resources.base import Key, Stored
+from controlplane.resources.site import ENCAPSULATIONS
 from controlplane.resources.site_mesh_group import SiteMeshGroup
 
 Members = Mapping[Key, frozenset[str]]
@@ -21,6 +22,8 @@ class Mesh:
     """What the members, which are spokes, reach directly; None: each other."""
     fallback: bool
     """Whether regional edges may stand in."""
+    encapsulations: frozenset[str] = ENCAPSULATIONS["SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL"]
+    """`ipsec`, `ssl`: what its tunnels may be."""
 
     @property
     def sites(self) -> frozenset[str]:
@@ -60,7 +63,8 @@ def meshes(
                 else:
                     own -= {overlap.site_id}
                 conflicts.append(_conflicted(overlap, names[overlap.site_id]))
-        made[group.key] = Mesh(own, hubs if group.spec.spoke_mesh else None, group.spec.enable_re_fallback is not None)
+        fallback, allowed = group.spec.enable_re_fallback is not None, ENCAPSULATIONS[group.spec.tunnel_type]
+        made[group.key] = Mesh(own, hubs if group.spec.spoke_mesh else None, fallback, allowed)
     return made, tuple(conflicts)
 
 

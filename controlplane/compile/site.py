@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
@@ -79,10 +80,13 @@ def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[C
 def _peer_of(site_id: str, peer: str, made: Plan, observations: Observations) -> CompiledItem:
     """Without a common mesh there is no direct path, and so nothing to dial."""
     direct = made.topology.joined(site_id, peer)
-    gateways = observations.gateways.get(peer, ()) if direct else ()
+    allowed = made.topology.encapsulations(site_id, peer) if direct else frozenset[str]()
+    ipsec = observations.ipsec.get(peer, ()) if "ipsec" in allowed else ()
+    ssl = "ssl" in allowed or not direct
+    gateways = observations.gateways.get(peer, ()) if direct and ssl else ()
     site = made.topology.sites[peer]
     ways = _ways(site_id, peer, made, observations)
-    return _peer(peer, site.metadata.name, direct, gateways, ways, site.spec.drain, peer in observations.lost)
+    return _peer(peer, site.metadata.name, direct, Ends(gateways, ipsec, ssl), ways, site.spec.drain, peer in observations.lost)
 
 
 def _ways(site_id: str, peer: str, made: Plan, observations: Observations) -> tuple[str, ...]:
@@ -118,6 +122,7 @@ def site_item(site: Stored[Site], tenant: Tenant) -> CompiledItem:
         peer_anchor_pem="" if site.spec.is_edge else tenant.peer_anchor_pem,
         edge_anchor_pem=tenant.edge_anchor_pem,
         control_plane_anchor_pem=tenant.control_plane_anchor_pem,
+        root_anchor_pem="" if site.spec.is_edge else tenant.root_anchor_pem,
         peer_crl_pem=tenant.peer_crl_pem,
         edge_crl_pem=tenant.edge_crl_pem,
         revocations=tenant.revocations,
@@ -126,11 +131,17 @@ def site_item(site: Stored[Site], tenant: Tenant) -> CompiledItem:
     return CompiledItem.of(ItemKind.SITE, str(site.uid), body)
 
 
+class Ends(NamedTuple):
+    """Of direct tunnels to a peer; see `items.Peer`."""
+
+    gateways: tuple[items.Gateway, ...]
+    ipsec: tuple[items.IpsecNode, ...]
+    ssl: bool
+
+
 @lru_cache(CACHE)
-def _peer(
-    site_id: str, name: str, direct: bool, gateways: tuple[items.Gateway, ...], edges: tuple[str, ...], draining: bool, lost: bool
-) -> CompiledItem:
-    body = items.Peer(site_id=site_id, name=name, gateways=gateways, direct=direct, edges=edges, draining=draining, lost=lost)
+def _peer(site_id: str, name: str, direct: bool, ends: Ends, edges: tuple[str, ...], draining: bool, lost: bool) -> CompiledItem:
+    body = items.Peer(site_id=site_id, name=name, direct=direct, **ends._asdict(), edges=edges, draining=draining, lost=lost)
     return CompiledItem.of(ItemKind.PEER, site_id, body)
 
 

@@ -11,14 +11,16 @@ from controlplane.resources.scalars import Ip, Text
 SiteType = Annotated[Literal["REGIONAL_EDGE", "CUSTOMER_EDGE"], Names("INVALID", "REGIONAL_EDGE", "CUSTOMER_EDGE", "NGINX_ONE")]
 
 TunnelType = Annotated[
-    Literal["SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL", "SITE_TO_SITE_TUNNEL_SSL"],
-    Names(
-        "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
-        "SITE_TO_SITE_TUNNEL_IPSEC",
-        "SITE_TO_SITE_TUNNEL_SSL",
-        refused={"SITE_TO_SITE_TUNNEL_IPSEC": "tunnels are TLS: take SITE_TO_SITE_TUNNEL_SSL or SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL"},
-    ),
+    Literal["SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL", "SITE_TO_SITE_TUNNEL_IPSEC", "SITE_TO_SITE_TUNNEL_SSL"],
+    Names("SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL", "SITE_TO_SITE_TUNNEL_IPSEC", "SITE_TO_SITE_TUNNEL_SSL"),
 ]
+"""How sites may be joined directly. Between two, what both allow: IPsec if possible, otherwise TLS alone, which is in every tunnel in any case."""
+ENCAPSULATIONS = {
+    "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL": frozenset({"ipsec", "ssl"}),
+    "SITE_TO_SITE_TUNNEL_IPSEC": frozenset({"ipsec"}),
+    "SITE_TO_SITE_TUNNEL_SSL": frozenset({"ssl"}),
+}
+"""What each allows."""
 
 
 class Coordinates(Value):
@@ -90,7 +92,7 @@ class Site(Resource):
     outside_vip: Ip | None = None
     tunnel_type: TunnelType = "SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL"
     tunnel_dead_timeout: Whole = Field(0, ge=0, le=180_000)
-    """Milliseconds; 0 means 10,000."""
+    """Milliseconds; 0 means 10,000. For so long nothing is heard in an IPsec tunnel before it is given up and built anew."""
     re_select: ReSelect | None = None
     drain: Flag = False
     """Take traffic away without failing a request: from a regional edge, or from the services of a customer edge. Unlike in the F5 XC API."""

@@ -90,10 +90,12 @@ async def approve(
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
     *,
+    tunnel_type: str | None = None,
     ring: KeyRing,
     now: datetime,
 ) -> Registration:
-    """Let the node in; its site is created if there is none. Labels and annotations are added, or overwrite. Repeating it changes nothing.
+    """Let the node in; its site is created if there is none. Labels and annotations are added, or overwrite, and so does the tunnel type.
+    Repeating it changes nothing.
 
     Raises `NotFound`, `Invalid` for a passport of another site, and `Conflict` for a registration that was retired.
     """
@@ -115,6 +117,7 @@ async def approve(
             passport={**registration.passport, **passport.model_dump(mode="json")},
             labels={**registration.labels, **labels},
             annotations={**registration.annotations, **annotations},
+            tunnel_type=tunnel_type,
         )
         registration = await admit(session, caller, wanted, merge=True, ring=ring, now=now)
         await _record(session, caller, "CustomAPI.RegistrationApprove", registration, now)
@@ -127,7 +130,8 @@ async def admit(
     """Write that it is approved, with its site, to which its labels and annotations go: if that exists already, only with `merge`."""
     passport = Passport.model_validate(registration.passport)
     words = {"labels": checked_labels(registration.labels), "annotations": registration.annotations}
-    site = await sites.ensure(session, caller, registration.site_name, passport, words, merge=merge, ring=ring, now=now)
+    spec = {"tunnel_type": registration.tunnel_type} if registration.tunnel_type else {}
+    site = await sites.ensure(session, caller, registration.site_name, passport, words, spec, merge=merge, ring=ring, now=now)
     return await store.change(
         session,
         caller.tenant_id,
@@ -138,6 +142,7 @@ async def admit(
         passport=registration.passport,
         labels=registration.labels,
         annotations=registration.annotations,
+        tunnel_type=registration.tunnel_type,
     )
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.base import Message
 from agent.protocol.items import Gateway
-from agent.protocol.report import DiscoveryReport, MultiClusterServices, Report
+from agent.protocol.report import DiscoveryReport, IpsecAbility, MultiClusterServices, Report
 from controlplane.auth import refused_proof
 from controlplane.compile.snapshot import Snapshot
 from controlplane.errors import FieldError, Invalid
@@ -36,7 +36,9 @@ async def take(session: AsyncSession, agent: Agent, report: Report, on_edge: Sna
     tenant_id, node_id = agent.tenant_id, agent.node.id
     await observations.note_boot(session, tenant_id, node_id, report.boot_id)
     if report.gateways is not None:
-        await _take_gateways(session, agent, report.gateways)
+        await _take_ends(session, agent, gateways=_gateways(agent, report.gateways))
+    if report.ipsec is not None:
+        await _take_ends(session, agent, ipsec=_ipsec(report.ipsec))
     if report.multi_cluster_services is not None:
         await _take_exports(session, agent, report.multi_cluster_services)
     if report.discoveries is not None:
@@ -67,16 +69,15 @@ def _by(messages: Iterable[M], *key: str) -> Iterable[M]:
     return {attrgetter(*key)(message): message for message in messages}.values()
 
 
-async def _take_gateways(session: AsyncSession, agent: Agent, gateways: tuple[Gateway, ...]) -> None:
-    """What peers dial is part of what is compiled: a change of it is one of the tenant."""
-    said = _gateways(agent, gateways)
+async def _take_ends(session: AsyncSession, agent: Agent, **said: Any) -> None:
+    """What peers dial (columns of the node) is part of what is compiled: a change of it is one of the tenant."""
     known = await nodes.get(session, agent.tenant_id, agent.node.id)
-    if known is None or known.gateways != said:
+    if known is None or any(getattr(known, column) != value for column, value in said.items()):
         revision = await raise_revision(session, agent.tenant_id)
         current = await nodes.get(session, agent.tenant_id, agent.node.id, lock=True)
         if current is None or current.revoked_at:
             raise refused_proof("Revoked", "this node was revoked")
-        await nodes.change(session, agent.tenant_id, agent.node.id, gateways=said, revision=revision)
+        await nodes.change(session, agent.tenant_id, agent.node.id, **said, revision=revision)
 
 
 async def _take_exports(session: AsyncSession, agent: Agent, services: MultiClusterServices) -> None:
@@ -101,6 +102,13 @@ def _gateways(agent: Agent, gateways: tuple[Gateway, ...]) -> list[Any]:
             raise Invalid(description, [FieldError(f"gateways[{index}]", description)])
     own = (gateway.model_copy(update={"node_id": str(agent.node.id)}) for gateway in gateways)
     return [gateway.model_dump(mode="json") for gateway in own]
+
+
+def _ipsec(ability: IpsecAbility) -> dict[str, Any]:
+    if ability.host and not _is_host(ability.host):
+        description = f"{ability.host} is not an IP address or DNS name"
+        raise Invalid(description, [FieldError("ipsec.host", description)])
+    return ability.model_dump(mode="json")
 
 
 def _is_host(host: str) -> bool:

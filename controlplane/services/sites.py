@@ -33,12 +33,13 @@ async def ensure(
     name: str,
     passport: Passport,
     words: Mapping[str, Mapping[str, str]],
+    spec: Mapping[str, str],
     *,
     merge: bool,
     ring: KeyRing,
     now: datetime,
 ) -> StoredJson:
-    """The site of that name: created if there is none, with the `labels` and `annotations` in `words`.
+    """The site of that name: created if there is none, with the `labels` and `annotations` in `words` and the fields in `spec`.
 
     To a site that exists they are added, or overwrite, only with `merge`: what a site is part of is not for its nodes to change.
     """
@@ -46,12 +47,13 @@ async def ensure(
     site = await resource_store.get(session, caller.tenant_id, "site", key)
     _check_type(name, site, passport)
     if site is None:
-        body = {"metadata": {"name": name, **words}, "spec": _spec(passport)}
+        body = {"metadata": {"name": name, **words}, "spec": {**_spec(passport), **spec}}
         return await resources.create(session, caller, "site", NAMESPACE, body, ring=ring, now=now)
     merged = {word: {**site.meta[word], **added} for word, added in words.items()}
-    if not merge or all(merged[word] == site.meta[word] for word in words):
+    changed = {**site.spec, **spec}
+    if not merge or (changed == site.spec and all(merged[word] == site.meta[word] for word in words)):
         return site
-    body = {"metadata": {**site.meta, **merged}, "spec": site.spec}
+    body = {"metadata": {**site.meta, **merged}, "spec": changed}
     return await resources.replace(session, caller, "site", key, body, ring=ring, now=now)
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 from uuid import UUID
 
-from agent.protocol.report import PeerHealth
+from agent.protocol.report import IpsecAbility, PeerHealth
 from controlplane.compile.members import Topology, topology
 from controlplane.compile.meshes import Mesh, hub_of
 from controlplane.compile.plan import plan
@@ -26,6 +26,8 @@ REPORT_LEASE = timedelta(seconds=45)
 """Three times as long as nodes take at most to say anew how their paths do."""
 UP, DOWN, DEGRADED = "LINK_STATUS_UP", "LINK_STATUS_DOWN", "LINK_STATUS_DEGRADED"
 UNKNOWN, NOT_APPLICABLE = "LINK_STATUS_UNKNOWN", "LINK_STATUS_NOT_APPLICABLE"
+BETWEEN_GATEWAYS = frozenset({"ipsec", "direct", "reverse"})
+"""Paths that lead through no regional edge."""
 Ends = tuple[str, str]
 """Ids of sites: from, to."""
 
@@ -96,6 +98,10 @@ class Between:
     """Whether regional edges may stand in."""
     has_gateway: bool
     """Whether the destination has an address that can be dialled."""
+    encapsulations: frozenset[str]
+    """`ipsec`, `ssl`: what the tunnel types of both sites, and of a group that joins them, allow."""
+    no_ipsec: str
+    """Why there is no IPsec between both, although it is allowed; empty if both can."""
     lost: bool
     """Whether the destination counts as lost."""
     silent: str
@@ -128,7 +134,7 @@ class Observed:
             node=node,
             source=self.view.sites[str(node.site_id)],
             destination=self.view.sites[state.site_id],
-            edge=edge.metadata.name if edge else "" if report.path in ("direct", "reverse") else report.path,
+            edge=edge.metadata.name if edge else "" if report.path in BETWEEN_GATEWAYS else report.path,
             status=UNKNOWN if stale else f"LINK_STATUS_{report.state}",
             stale=stale,
             report=report,
@@ -145,6 +151,10 @@ class Observed:
         if self.now - state.reported_at > REPORT_LEASE:
             return f"node {node.name} has not told of its paths{_since(state.reported_at, self.now)}"
         return ""
+
+    def node_name(self, node_id: str) -> str:
+        """Of one that lives; its id, if it does not."""
+        return next((node.name for node in self._known.values() if str(node.id) == node_id), node_id)
 
     def pair(self, one: str, other: str) -> Pair:
         both = self.links.get((one, other), ()) + self.links.get((other, one), ())
@@ -185,10 +195,21 @@ class Observed:
             together=tuple(key.name for key, mesh in meshes if mesh.hubs is not None and {one, other} <= mesh.members),
             fallback=self.topology.fallback(one, other),
             has_gateway=bool(self.view.fleet.observations.gateways.get(other)),
+            encapsulations=self.topology.encapsulations(one, other),
+            no_ipsec=self.no_ipsec(source) or self.no_ipsec(destination),
             lost=other in self.view.fleet.observations.lost,
             silent="" if fresh else self._silence(source),
             links=self.links.get((one, other), ()),
         )
+
+    def no_ipsec(self, site: Stored[Any]) -> str:
+        """Why none of the site's nodes can be an end of IPsec tunnels; empty if some can."""
+        own = self.view.fleet.live.get(str(site.uid), ())
+        said = [IpsecAbility.model_validate(node.ipsec) for node in own if node.ipsec]
+        if any(each.able for each in said):
+            return ""
+        reasons = sorted({each.reason for each in said})
+        return f"{site.metadata.name} has no IPsec: {'; '.join(reasons) or 'none of its nodes has said that it can'}"
 
     def _silence(self, site: Stored[Any]) -> str:
         own = self.view.fleet.live.get(str(site.uid), ())

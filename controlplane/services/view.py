@@ -1,15 +1,15 @@
 """One tenant's intent and observations at one revision, as a replica holds it. Pure: changes go in, a new view comes out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, Self
 from uuid import UUID
 
-from agent.protocol.items import Gateway
-from agent.protocol.report import MultiClusterServices
+from agent.protocol.items import Gateway, IpsecNode
+from agent.protocol.report import IpsecAbility, MultiClusterServices
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.intent import Intent, Observations, Tenant
 from controlplane.compile.multicluster import Exported, with_imports
@@ -53,8 +53,9 @@ class Fleet:
             )
             for site_id, own in self.live.items()
         }
+        ipsec = {site_id: tuple(_ipsec_nodes(own)) for site_id, own in self.live.items()}
         lost = frozenset(site_id for site_id, own in self.live.items() if all(node.lost_at for node in own))
-        return Observations({site_id: found for site_id, found in gateways.items() if found}, lost=lost)
+        return Observations({site_id: found for site_id, found in gateways.items() if found}, ipsec=ipsec, lost=lost)
 
     @cached_property
     def multi_cluster(self) -> Mapping[str, MultiClusterServices]:
@@ -65,6 +66,13 @@ class Fleet:
     @cached_property
     def exported(self) -> Exported:
         return {site_id: found.exports for site_id, found in self.multi_cluster.items() if found.offered}
+
+
+def _ipsec_nodes(nodes: Iterable[Node]) -> Iterator[IpsecNode]:
+    """Those that say that they can."""
+    for node in sorted(nodes, key=lambda node: str(node.id)):
+        if node.ipsec and (said := IpsecAbility.model_validate(node.ipsec)).able:
+            yield IpsecNode(node_id=str(node.id), host=said.host, port=said.port)
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,7 @@ def _trusting(view: View, changes: Changes) -> Tenant:
         edge_anchor_pem=edges.pem,
         edge_crl_pem=edges.crl_pem,
         control_plane_anchor_pem=roots.pem if view.own_certificate else "",
+        root_anchor_pem=roots.pem,
     )
 
 
@@ -186,11 +195,15 @@ def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], 
 
 
 def _moved(old: View, new: View, nodes: Iterable[Node]) -> set[str]:
-    """Sites with other gateways than before, or lost since, or back."""
+    """Sites whose nodes are reached in another way than before, or lost since, or back."""
     sites = {str(node.site_id) for node in nodes}
     before, after = old.fleet.observations, new.fleet.observations
-    moved = {site_id for site_id in sites if before.gateways.get(site_id) != after.gateways.get(site_id)}
+    moved = {site_id for site_id in sites if _ends(before, site_id) != _ends(after, site_id)}
     return moved | (sites & (before.lost ^ after.lost))
+
+
+def _ends(seen: Observations, site_id: str) -> tuple[object, ...]:
+    return seen.gateways.get(site_id), seen.ipsec.get(site_id)
 
 
 def _objects(objects: Mapping[str, Mapping[Key, Stored[Any]]], changes: Changes) -> Mapping[str, Mapping[Key, Stored[Any]]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from controlplane.services.topology import DOWN, UNKNOWN, UP, Between, Link
 
 DIRECT, REVERSE = "direct", "reverse"
+IPSEC = "ipsec"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def _why(between: Between, used: list[Link]) -> str:
         return f"unknown: {stale}"
     if between.links:
         return "no path has answered yet"
+    if between.encapsulations == {IPSEC} and between.no_ipsec:
+        return f"the tunnel must be IPsec, and {between.no_ipsec}"
     return f"{source} has not told of any path to {destination} yet" if between.meshes or between.fallback else "there is none"
 
 
@@ -56,11 +59,16 @@ def _remedy(between: Between) -> str:
             spokes = between.together[0]
             return f"both are spokes of site mesh group {spokes}, which reach each other through regional edges: make one a hub, or join both in a full_mesh"
         return f"no site mesh group joins {source} and {destination}: select both in the virtual_site of one"
-    direct = [link for link in between.links if link.report.path == DIRECT]
+    if not between.encapsulations:
+        return f"the tunnel types of {source}, {destination} and their site mesh group have nothing in common: change one of them"
+    only_ipsec = between.encapsulations == {IPSEC}
+    if only_ipsec and between.no_ipsec:
+        return f"the tunnel must be IPsec, and {between.no_ipsec}"
+    direct = [link for link in between.links if link.report.path == (IPSEC if only_ipsec else DIRECT)]
     if down := next((link for link in direct if link.status == DOWN), None):
         return f"the direct path fails ({down.report.error or 'no answer'}): let {source} reach the gateway of {destination}"
     if held := next((link for link in direct if link.status == UP and not link.report.in_use), None):
         return f"the direct path answers; {held.report.reason or 'it is used again soon'}"
-    if not between.has_gateway:
+    if not between.has_gateway and not only_ipsec:
         return f"{destination} tells no address at which it can be dialled: give its nodes an advertised gateway, or let them dial {source}"
     return between.silent or f"nothing is in the way: group {between.meshes[0]} joins both"

@@ -61,7 +61,7 @@ class Changes:
     deleted: tuple[tuple[str, Key, UUID], ...]
     """Kind, key and uid; the key may have been taken again by an object of another uid, which is in `written`."""
     nodes: tuple[Node, ...]
-    """Those whose key, gateways, exports, revocation or loss changed."""
+    """Those whose key, gateways, IPsec, exports, revocation or loss changed."""
     revocations: int
     """How often a node was revoked, ever."""
     anchors: Mapping[str, Anchors] | None
@@ -151,6 +151,7 @@ def _node(row: Json) -> Node:
         revision=row["revision"],
         created_at=datetime.fromisoformat(row["created_at"]),
         gateways=row["gateways"],
+        ipsec=row["ipsec"],
         revoked_at=datetime.fromisoformat(row["revoked_at"]) if row["revoked_at"] else None,
         lost_at=datetime.fromisoformat(row["lost_at"]) if row["lost_at"] else None,
         exports=row["exports"],

@@ -25,10 +25,12 @@ class Node:
     certificate_serial: str
     certificate_expires_at: datetime
     revision: int
-    """The tenant's revision at which key, gateways, exports, revocation or loss last changed."""
+    """The tenant's revision at which key, gateways, IPsec, exports, revocation or loss last changed."""
     created_at: datetime
     gateways: list[Any] = field(default_factory=list)
     """Of `agent.protocol.items.Gateway`, as JSON."""
+    ipsec: dict[str, Any] | None = None
+    """An `agent.protocol.report.IpsecAbility`, as JSON."""
     revoked_at: datetime | None = None
     leaves: list[Any] = field(default_factory=list)
     """Serial (hex) and end (Unix seconds) of each certificate that it was given and that had not expired when the last one was issued."""
@@ -95,7 +97,7 @@ async def change(session: AsyncSession, tenant_id: UUID, node_id: UUID, **column
 async def revoke(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID], revision: int, now: datetime) -> bool:
     """From that revision on they are nobody's peers, and their proofs are refused. False if all of them were revoked before."""
     statement = update(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None).where(NodeRow.id.in_(node_ids))
-    statement = statement.values(revoked_at=now, revision=revision, gateways=[]).returning(NodeRow.id)
+    statement = statement.values(revoked_at=now, revision=revision, gateways=[], ipsec=None).returning(NodeRow.id)
     revoked = (await session.scalars(statement.execution_options(synchronize_session=False))).all()
     if revoked:
         counted = update(TenantRow).filter_by(id=tenant_id).values(revocations=TenantRow.revocations + 1)

@@ -36,6 +36,8 @@ class Registration:
     annotations: dict[str, str] = field(default_factory=dict)
     clock_skew_s: float | None = None
     """Of the node when it enrolled."""
+    tunnel_type: str | None = None
+    """What its site's is to be; None: what it is."""
 
 
 async def create(session: AsyncSession, tenant_id: UUID, registration: Registration) -> None:

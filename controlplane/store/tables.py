@@ -289,6 +289,8 @@ class RegistrationRow(OfTenant, Base):
     infra: Mapped[Json]
     labels: Mapped[dict[str, str]]
     annotations: Mapped[dict[str, str]]
+    tunnel_type: Mapped[str | None]
+    """What its site's is to be; empty: what it is."""
     clock_skew_s: Mapped[float | None]
     created_at: Mapped[datetime]
     state_at: Mapped[datetime]
@@ -315,12 +317,14 @@ class NodeRow(OfTenant, Base):
     """Serial (hex) and end (Unix seconds) of each certificate that it was given and that has not expired."""
     gateways: Mapped[list[Any]]
     """Of `agent.protocol.items.Gateway`."""
+    ipsec: Mapped[Json | None]
+    """An `agent.protocol.report.IpsecAbility`."""
     exports: Mapped[Json | None]
     """An `agent.protocol.report.MultiClusterServices`."""
     exports_revision: Mapped[int] = mapped_column(server_default=text("0"))
     """The tenant's revision at which it last said so: of the nodes of a site, the last one is right."""
     revision: Mapped[int]
-    """The tenant's revision at which key, gateways, exports, revocation or loss last changed, so that caches can catch up."""
+    """The tenant's revision at which key, gateways, IPsec, exports, revocation or loss last changed, so that caches can catch up."""
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
     lost_at: Mapped[datetime | None]

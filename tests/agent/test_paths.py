@@ -11,6 +11,7 @@ from agent.envoy.inputs import AgentSnapshot, Item, ItemId, PeerView
 from agent.paths import (
     DIRECT,
     GOOD_PROBES,
+    IPSEC,
     ITSELF,
     REST_S,
     REVERSE,
@@ -28,11 +29,12 @@ from agent.paths import (
     watches,
 )
 from agent.protocol.base import Body
-from agent.protocol.items import Edge, Export, ExportUse, Gateway, ItemKind
+from agent.protocol.items import Edge, Export, ExportUse, Gateway, IpsecNode, ItemKind
 from tests.agent.wanted import SITE, peer, pool
 
 ROUTE = Route((DIRECT, "e1", "e2"), names={"e1": "lyon"})
 EVENING = 1_700_000_000.0
+END = IpsecNode(node_id="other", host="10.9.9.9")
 
 
 def at(seconds: float) -> Instant:
@@ -259,11 +261,39 @@ def edge(site: str, **fields: object) -> tuple[ItemKind, str, Body]:
         ({"edges": ("e1", "e2", "unknown")}, (DIRECT, REVERSE, "e1", "e2"), ""),
         ({"gateways": (), "edges": ("e1",)}, (REVERSE, "e1"), "nobody can dial the peer"),
         ({"direct": False, "edges": ("e2",)}, ("e2",), "no mesh joins both sites directly"),
+        ({"ipsec": (END,)}, (IPSEC, DIRECT, REVERSE), ""),
+        ({"ipsec": (END,), "ssl": False, "gateways": (), "edges": ("e1",)}, (IPSEC, "e1"), ""),
+        ({"ssl": False, "gateways": ()}, (), "the tunnel must be IPsec, and the peer has none that this site may use"),
     ],
 )
 def test_the_paths_to_a_peer_follow_from_the_snapshot(fields: dict[str, object], paths: tuple[str, ...], no_direct: str) -> None:
     route = watches(snapshot(calling("there"), a_peer(**fields), edge("e1"), edge("e2")))["there"].route
     assert (route.paths, route.no_direct) == (paths, no_direct)
+
+
+def test_without_ipsec_here_ssl_is_taken_where_it_may_be() -> None:
+    def route(**fields: object) -> Route:
+        return watches(snapshot(calling("there"), a_peer(ipsec=(END,), **fields)), "strongSwan is not installed")["there"].route
+
+    assert route().paths == (DIRECT, REVERSE)
+    choice = choose(route(), {DIRECT: Path(0).answered(1, at(0))}, at(0))
+    assert choice.reasons[DIRECT] == "preferred; no IPsec: strongSwan is not installed"
+    alone = route(ssl=False, gateways=())
+    assert (alone.paths, alone.no_direct) == ((), "the tunnel must be IPsec")
+
+
+def test_ipsec_gives_way_to_ssl_at_once_and_comes_back_after_it_has_rested() -> None:
+    history = History(Route((IPSEC, DIRECT)))
+    history.second(ipsec=True, direct=True)
+    for _ in range(120):
+        before = history.second(ipsec=True, direct=True)
+    assert before.in_use == IPSEC
+    history.second(ipsec=False, direct=True)
+    assert history.second(ipsec=False, direct=True).in_use == DIRECT
+    used = [history.second(ipsec=True, direct=True).in_use for _ in range(90)]
+    assert used[0] == DIRECT
+    assert used[-1] == IPSEC
+    assert used.index(IPSEC) >= GOOD_PROBES - 1
 
 
 def test_a_draining_edge_comes_last() -> None:

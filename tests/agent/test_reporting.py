@@ -17,6 +17,7 @@ from agent.protocol.report import (
     EdgeMetrics,
     Heartbeat,
     HeartbeatAnswer,
+    IpsecAbility,
     MultiClusterServices,
     OriginHealth,
     PeerHealth,
@@ -67,6 +68,7 @@ class Said:
     warnings: tuple[str, ...] = ()
     proxy: ProxyState = "live"
     gateways: tuple[Gateway, ...] | None = None
+    ipsec: IpsecAbility | None = None
     discoveries: tuple[DiscoveryReport, ...] = ()
     multi_cluster_services: MultiClusterServices | None = None
     origins: tuple[OriginHealth, ...] | None = None

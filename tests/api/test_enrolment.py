@@ -109,12 +109,14 @@ async def test_any_other_token_waits_for_a_persons_approval(app: FastAPI, user: 
         assert (await user.get(f"{SITES}/madrid")).status_code == 404
         pending = (await user.post("/api/register/namespaces/system/listregistrationsbystate", json={"state": "PENDING"})).json()["items"]
         assert [item["name"] for item in pending] == [made.registration]
-        body = approval("madrid", labels={"vsite": "all"})
+        body = approval("madrid", labels={"vsite": "all"}) | {"tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC"}
         approved = (await user.post(APPROVE.format(made.registration), json=body)).json()
+        assert approved["obj"]["spec"]["tunnel_type"] == "SITE_TO_SITE_TUNNEL_IPSEC"
         assert approved["obj"]["object"]["status"]["current_state"] == "APPROVED"
         credentials = await made.fetch_credentials()
         site = (await user.get(f"{SITES}/madrid")).json()
         assert site["metadata"]["labels"] == {"zone": "south", "vsite": "all"}
+        assert site["spec"]["tunnel_type"] == "SITE_TO_SITE_TUNNEL_IPSEC"
         assert site["system_metadata"]["uid"] == credentials.site_id
         by_site = (await user.get("/api/register/namespaces/system/registrations_by_site/madrid")).json()["items"]
         assert [item["object"]["status"]["current_state"] for item in by_site] == ["ADMITTED"]

@@ -7,7 +7,7 @@ from uuid import UUID
 import httpx
 from fastapi import FastAPI
 
-from agent.protocol.report import PeerHealth, Report
+from agent.protocol.report import IpsecAbility, IpsecTunnel, PeerHealth, Report
 from controlplane.services import topology
 from tests.api.enrolled import Node, admitted, caught_up
 from tests.api.test_delivery import publish, tenant_of
@@ -126,6 +126,31 @@ async def test_a_path_is_explained_with_what_would_make_it_direct(app: FastAPI, 
         direct = await why(user, "a", "b")
         assert (direct["path"], direct["direct"], direct["to_be_direct"]) == ("direct", True, "")
         assert (await user.get(f"{TOPOLOGY}/path", params={"from": "a", "to": "c"})).status_code == 404
+
+
+async def test_ipsec_is_told_with_its_tunnels_and_why_there_is_none(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a") as a, admitted(app, user, "b") as b:
+        await select(user, all="ves.io/siteName in (a, b)")
+        await created(user, group("mesh", "all", full_mesh={}, tunnel_type="SITE_TO_SITE_TUNNEL_IPSEC"))
+        await call(app, user, a, b)
+        await a.control.report(Report(boot_id=a.boot_id, ipsec=IpsecAbility(able=True, host="10.0.0.1")))
+        await b.control.report(Report(boot_id=b.boot_id, ipsec=IpsecAbility(able=False, reason="NET_ADMIN is missing")))
+        await caught_up(app, tenant_of(a))
+        await tell(app, a)
+        found = await why(user, "a", "b")
+        assert (found["path"], found["direct"], found["tunnels"]) == ("", False, ["ipsec"])
+        assert found["to_be_direct"] == "the tunnel must be IPsec, and b has no IPsec: NET_ADMIN is missing"
+        await b.control.report(Report(boot_id=b.boot_id, ipsec=IpsecAbility(able=True, host="10.0.0.2", port=30500)))
+        await caught_up(app, tenant_of(a))
+        assert (await why(user, "a", "b"))["no_ipsec"] == ""
+        up = IpsecTunnel(node_id="n", up=True, initiator=True, esp="AES_GCM_16-128", spi_in="c0", bytes_in=7)
+        flapped = up.model_copy(update={"last_flap": now().timestamp(), "flap_reason": "the peer closed it"})
+        await tell(app, a, seen(b, "UP", "ipsec", in_use=True, reason="preferred", ipsec=(flapped,)))
+        (link,) = (await why(user, "a", "b"))["paths"]
+        (tunnel,) = link["tunnels"]
+        assert (link["encap"], tunnel["state"], tunnel["role"]) == ("IPSEC_PKI", "TUNNEL_UP", "TUNNEL_INITIATOR")
+        assert (tunnel["esp"]["spi_in"], tunnel["esp"]["bytes_in"]) == ("c0", 7)
+        assert tunnel["ike_tunnel_flap_reason"]["flap_reason"] == "the peer closed it"
 
 
 async def test_spokes_hear_why_they_are_not_direct(app: FastAPI, user: httpx.AsyncClient) -> None:

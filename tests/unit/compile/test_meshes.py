@@ -1,10 +1,13 @@
 """Which sites meshes join."""
 
+from dataclasses import replace
 from itertools import combinations, permutations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.protocol.items import IpsecNode, ItemKind, Peer
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.members import Topology, topology
 from controlplane.compile.site import compile_site, conditions
@@ -64,6 +67,29 @@ def test_a_group_of_hubs_may_be_spokes_of_another() -> None:
 def test_a_spoke_may_have_hubs_of_many_groups() -> None:
     more = (virtual_site("top", "top"), hubs("t", "top"), spokes("st", "spokes", "t"))
     assert joined(of(*STAR, site("e", {"top": "1"}), *more)) == {"ab", "ac", "ad", "bc", "bd", "ce", "de"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "mesh", "allowed"),
+    [
+        ("IPSEC_OR_SSL", "IPSEC_OR_SSL", "IPSEC_OR_SSL", {"ipsec", "ssl"}),
+        ("IPSEC", "IPSEC_OR_SSL", "IPSEC_OR_SSL", {"ipsec"}),
+        ("SSL", "IPSEC_OR_SSL", "IPSEC_OR_SSL", {"ssl"}),
+        ("IPSEC", "SSL", "IPSEC_OR_SSL", set()),
+        ("IPSEC_OR_SSL", "IPSEC_OR_SSL", "IPSEC", {"ipsec"}),
+    ],
+)
+def test_a_tunnel_is_what_both_sites_and_their_mesh_allow(one: str, other: str, mesh: str, allowed: set[str]) -> None:
+    a, b, m = (f"SITE_TO_SITE_TUNNEL_{each}" for each in (one, other, mesh))
+    sites = site("a", {"x": "1"}, tunnel_type=a), site("b", {"x": "1"}, tunnel_type=b)
+    joining = group("m", "all", full_mesh={})
+    joining["spec"]["tunnel_type"] = m
+    made = intent(*sites, virtual_site("all", "x"), joining, pool("p", "b"), http("h", ["p"], ["a"]))
+    assert topology(made).encapsulations(A, B) == allowed
+    seen = replace(observations_of(made), ipsec={B: (IpsecNode(node_id="n", host="10.0.0.1"),)})
+    (peer,) = (Peer.read(item.body) for (kind, key), item in compile_site(A, made, seen).items.items() if (kind, key) == (ItemKind.PEER, B))
+    assert bool(peer.ipsec) == ("ipsec" in allowed)
+    assert peer.ssl == bool(peer.gateways) == ("ssl" in allowed)
 
 
 def test_without_its_hubs_a_group_of_spokes_joins_nobody() -> None:

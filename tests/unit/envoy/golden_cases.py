@@ -46,5 +46,6 @@ def local_of(text: str, run_dir: str = "/run/isthmus") -> LocalState:
         pods={id: None if addresses is None else tuple(addresses) for id, addresses in said.get("pods", {}).items()},
         dials=frozenset(said.get("dials", ())),
         workers=said.get("workers", 1),
+        overlay=said.get("overlay", ""),
         secrets={ref: value.encode() for ref, value in said["secrets"].items()},
     )

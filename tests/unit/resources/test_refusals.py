@@ -98,12 +98,6 @@ CASES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "spec",
         "re_select is for customer edges: this is a regional edge",
     ),
-    "IPsec alone": (
-        "site",
-        {"tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC"},
-        "spec.tunnel_type",
-        "tunnels are TLS: take SITE_TO_SITE_TUNNEL_SSL or SITE_TO_SITE_TUNNEL_IPSEC_OR_SSL",
-    ),
     "an edge without a name": ("site", {"re_select": {"specific_re": {}}}, "spec.re_select.specific_re.primary_re", NIL),
     "a bad selector": (
         "virtual_site",
@@ -408,11 +402,6 @@ def test_a_spoke_group_has_one_group_of_hubs() -> None:
 def test_a_spoke_without_hubs_is_refused_in_the_deprecated_encoding_too() -> None:
     assert refusals("site_mesh_group", {"type": "SITE_MESH_GROUP_TYPE_SPOKE"}) == {"spec.spoke_mesh.hub_mesh_group": NIL}
     assert "spec.mesh_choice" in refusals("site_mesh_group", {"type": "SITE_MESH_GROUP_TYPE_SPOKE", "full_mesh": {}})
-
-
-def test_a_tunnel_that_must_be_ipsec_is_refused() -> None:
-    refused = refusals("site_mesh_group", {"full_mesh": {}, "tunnel_type": "SITE_TO_SITE_TUNNEL_IPSEC"})
-    assert refused["spec.tunnel_type"].startswith("tunnels are TLS")
 
 
 def test_the_message_of_a_missing_choice_is_that_of_the_api() -> None:

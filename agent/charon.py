@@ -1,0 +1,296 @@
+"""strongSwan's IKE daemon as a process: found, started, adopted, supervised and stopped; and the address that it carries.
+
+It outlives an agent that is killed, as Envoy does, and is told everything over vici. Nothing of systemd is needed for `charon-systemd`: it is
+the daemon that keeps no file outside its own directory, so that several can run on one machine, each in its network namespace.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import vici
+
+from agent.backoff import backoff
+from agent.errors import AgentError
+from agent.ipsec import PORT, RETRANSMISSIONS, RETRANSMIT_S
+from agent.log import log
+from agent.process import Running, alive, environment, exit_of, overwrite, started
+from agent.protocol.base import content_hash
+from agent.protocol.overlay import OVERLAY
+
+Esp = Literal["kernel", "userspace"]
+
+_PLUGINS = "random nonce x509 openssl pubkey pem pkcs1 pkcs8 revocation hmac sha1 sha2 aes gcm kdf {esp} socket-default vici"
+_ESP_PLUGINS: dict[Esp, str] = {"kernel": "kernel-netlink", "userspace": "kernel-libipsec kernel-netlink"}
+_OWN_PACKETS = "0x42"
+"""Mark of IKE's and ESP's own packets, which must not enter a tunnel."""
+_MTU = 1280
+"""Inside tunnels: IPv6's least, so that a path of 1,360 bytes carries a whole packet with all that is put around it."""
+_CALL_S = 5.0
+_LOG_LIMIT_BYTES = 4 << 20
+_LOG_CHECK_S = 30.0
+_STEADY_S = 30.0
+_STOP_S = 3.0
+_ADD_ADDRESS, _REMOVE_ADDRESS, _ADD_ROUTE = 0x8916, 0x8936, 0x890B
+"""`SIOCSIFADDR`, `SIOCDIFADDR` and `SIOCADDRT` of <linux/sockios.h>."""
+_REJECT = 0x0200
+"""`RTF_REJECT` of <linux/route.h>."""
+_LAST_RESORT = 1 << 20
+"""Metric of the route that is taken where no tunnel leads."""
+
+
+class CharonFailed(AgentError):
+    """The daemon does not answer as it should; the message says why."""
+
+
+class CharonRefused(CharonFailed):
+    """It answers, and does not do what it was told."""
+
+
+class NoIpsec(AgentError):
+    """Why this node cannot be an end of IPsec tunnels, in words."""
+
+
+def find_charon(wanted: Path | None) -> Path:
+    """Raises `NoIpsec`."""
+    found = str(wanted) if wanted is not None else shutil.which("charon-systemd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None:
+        raise NoIpsec("strongSwan is not installed: there is no charon-systemd")
+    if not os.access(found, os.X_OK):
+        raise NoIpsec(f"{found} (charon) is not an executable file")
+    return Path(found)
+
+
+def who_encrypts(wanted: str) -> Esp:
+    """`auto`: the kernel, if what it needs for ESP is loaded."""
+    if wanted == "auto":
+        return "kernel" if all(Path("/sys/module", module).exists() for module in ("esp4", "esp6")) else "userspace"
+    return "kernel" if wanted == "kernel" else "userspace"
+
+
+def prepare(address: str, esp: Esp) -> None:
+    """Make the network of this node ready for the daemon; raises `NoIpsec` where that is not possible. Repeating it changes nothing."""
+    if esp == "userspace":
+        try:
+            os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            raise NoIpsec(f"/dev/net/tun cannot be opened: {error.strerror}") from error
+    try:
+        _assign(_ADD_ADDRESS, address)
+        _reject_the_rest()
+    except OSError as error:
+        why = {errno.EPERM: "NET_ADMIN is missing", errno.EACCES: "IPv6 is disabled there"}.get(error.errno or 0, error.strerror)
+        raise NoIpsec(f"the loopback interface cannot have the address {address}: {why}") from error
+
+
+def _assign(request: int, address: str) -> None:
+    """Add or remove an address of the loopback interface: `struct in6_ifreq`."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as handle, suppress(FileExistsError):
+        fcntl.ioctl(handle, request, struct.pack("=16sIi", IPv6Address(address).packed, 128, socket.if_nametoindex("lo")))
+
+
+def _reject_the_rest() -> None:
+    """What no tunnel takes must not leave in clear: `struct in6_rtmsg` of a route for the whole overlay that leads nowhere."""
+    nowhere = bytes(16)
+    route = struct.pack(
+        "@16s16s16sIHHILIi",
+        OVERLAY.network_address.packed,
+        nowhere,
+        nowhere,
+        0,
+        OVERLAY.prefixlen,
+        0,
+        _LAST_RESORT,
+        0,
+        _REJECT,
+        socket.if_nametoindex("lo"),
+    )
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as handle, suppress(FileExistsError):
+        fcntl.ioctl(handle, _ADD_ROUTE, route)
+
+
+@dataclass
+class Charon:
+    """`run` keeps one daemon alive; `stop` ends it."""
+
+    binary: Path
+    run_dir: Path
+    log_path: Path
+    esp: Esp
+    address: str
+    """Inside tunnels."""
+    pid: int | None = field(default=None, init=False)
+    starts: int = field(default=0, init=False)
+    """How often another daemon took over, which knows nothing of what the one before was told."""
+    _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    async def run(self) -> NoReturn:
+        """Adopt or start it, and start it again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        delays = backoff(0.2, 10.0)
+        while True:
+            began = loop.time()
+            try:
+                self.pid = await self._adopt() or self._start()
+                self.starts += 1
+                await self._ended(self.pid)
+                log.warning("strongSwan ended", pid=self.pid, code=self._reap())
+            except OSError as error:
+                log.error("strongSwan does not start", error=str(error))  # the message says it all
+            self.pid = None
+            if loop.time() - began > _STEADY_S:
+                delays = backoff(0.2, 10.0)
+            await asyncio.sleep(next(delays))
+
+    async def stop(self) -> None:
+        """Ask it to end, which closes its tunnels; then make it end."""
+        if self.pid is None:
+            return
+        await self._end(self.pid, signal.SIGTERM, signal.SIGKILL)
+        self.pid = None
+        with suppress(OSError):
+            _assign(_REMOVE_ADDRESS, self.address)
+
+    def kill(self) -> None:
+        """One that hangs: `run` starts another."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def _end(self, pid: int, *signals: signal.Signals) -> None:
+        for sign in signals:
+            with suppress(ProcessLookupError):
+                os.kill(pid, sign)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_S):
+                    await exit_of(pid)
+                    break
+        self._reap()
+
+    @contextmanager
+    def session(self, patience_s: float | None = None) -> Iterator[vici.Session]:
+        """To use within a thread; raises `CharonFailed` for whatever goes wrong inside."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.settimeout(_CALL_S if patience_s is None else patience_s)
+                connection.connect(str(self.run_dir / "vici.sock"))
+                yield vici.Session(connection)
+            except vici.exception.CommandException as error:
+                raise CharonRefused(str(error)) from error
+            except (OSError, vici.exception.SessionException, vici.exception.DeserializationException) as error:
+                raise CharonFailed(str(error) or type(error).__name__) from error
+
+    def check(self) -> None:
+        """Raises `NoIpsec` if the daemon runs without what encrypts, and `CharonFailed` if it does not answer."""
+        with self.session() as session:
+            loaded = [name.decode() for name in session.stats()["plugins"]]
+        if self.esp == "userspace" and "kernel-libipsec" not in loaded:
+            raise NoIpsec("strongSwan lacks the plugin kernel-libipsec, and the kernel does not encrypt")
+
+    def _start(self) -> int:
+        prepare(self.address, self.esp)
+        overwrite(self.run_dir / "strongswan.conf", self._config())
+        (self.run_dir / "vici.sock").unlink(missing_ok=True)
+        inherited = {name: value for name, value in environment().items() if name != "NOTIFY_SOCKET"}
+        with self.log_path.open("ab") as output:
+            self._child = subprocess.Popen(
+                [str(self.binary)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**inherited, "STRONGSWAN_CONF": str(self.run_dir / "strongswan.conf")},
+            )
+        pid = self._child.pid
+        try:
+            overwrite(self._note, Running(pid=pid, started=started(pid), fingerprint=self._fingerprint()).model_dump_json())
+        except OSError:
+            self._child.kill()  # or nobody would know of it, and the next one would share its port
+            self._reap()
+            raise
+        log.info("strongSwan started", pid=pid, esp=self.esp)
+        return pid
+
+    async def _adopt(self) -> int | None:
+        """The daemon that an earlier agent left, if it is the one we would start."""
+        running = alive(self._note)
+        if running is None:
+            return None
+        try:
+            if running.fingerprint == self._fingerprint():
+                await asyncio.to_thread(self.check)
+                log.info("strongSwan adopted", pid=running.pid)
+                return running.pid
+        except CharonFailed as error:
+            log.warning("strongSwan is replaced", reason=str(error))
+        await self._end(running.pid, signal.SIGTERM, signal.SIGKILL)
+        return None
+
+    @property
+    def _note(self) -> Path:
+        return self.run_dir / "charon.json"
+
+    def _fingerprint(self) -> str:
+        binary = self.binary.stat()
+        return content_hash(f"{self.binary} {binary.st_size} {binary.st_mtime_ns} {self._config()}".encode())
+
+    def _config(self) -> str:
+        """In strongSwan's own format, which wants a line for each setting."""
+        plugins: dict[str, Any] = {
+            "socket-default": {"fwmark": _OWN_PACKETS},
+            "kernel-netlink": {"fwmark": f"!{_OWN_PACKETS}", "mtu": _MTU},
+            "vici": {"socket": _quoted(f"unix://{self.run_dir / 'vici.sock'}")},
+        }
+        daemon = {
+            "load": _PLUGINS.format(esp=_ESP_PLUGINS[self.esp]),
+            "port": 0,
+            "port_nat_t": PORT,
+            "retransmit_timeout": RETRANSMIT_S,
+            "retransmit_base": 1,
+            "retransmit_tries": RETRANSMISSIONS,
+            "journal": {"default": -1},
+            "filelog": {"agent": {"path": _quoted(str(self.log_path)), "append": "yes", "default": 0, "cfg": -1, "flush_line": "yes"}},
+            "plugins": plugins,
+        }
+        return "\n".join(_section({"charon-systemd": daemon})) + "\n"
+
+    async def _ended(self, pid: int) -> None:
+        """Wait for the process, and keep its log bounded meanwhile."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOG_CHECK_S):
+                    await exit_of(pid)
+                    return
+            with suppress(OSError):
+                if self.log_path.stat().st_size > _LOG_LIMIT_BYTES:
+                    os.truncate(self.log_path, 0)  # it is open for appending
+
+    def _reap(self) -> int | None:
+        child, self._child = self._child, None
+        return None if child is None else child.wait()
+
+
+def _quoted(path: str) -> str:
+    if set(path) & set('"\\\n'):
+        raise NoIpsec(f"{path!r} cannot be written in strongSwan's config: choose another run or state directory")
+    return f'"{path}"'
+
+
+def _section(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from (f"{name} {{", *_section(value), "}")
+        else:
+            yield f"{name} = {value}"
