@@ -17,7 +17,7 @@ RIGHTS = {
     **ALL,
     **{
         name: f"agent/overlays/{name}"
-        for name in ("publishing", "multi-cluster-services", "pod-selectors", "load-balancer", "machine-address")
+        for name in ("publishing", "ipsec", "multi-cluster-services", "pod-selectors", "load-balancer", "machine-address")
     },
     "discovery": "discovery",
 }

@@ -40,4 +40,4 @@ def test_images_that_run_do_so_without_rights() -> None:
             users[stage] = users.get(base, "root")
         elif word == "USER":
             users[stage] = rest
-    assert {users[name] for name in ("runtime", "agent", "controlplane", "samples")} == {"65532:65532"}
+    assert {users[name] for name in ("runtime", "agent", "agent-ipsec", "controlplane", "samples")} == {"65532:65532"}

@@ -12,6 +12,7 @@ from agent.settings import Settings
 from tests.deploy.built import ROOT
 
 SERVICE = ROOT / "deploy/node/isthmus-agent.service"
+IPSEC = ROOT / "deploy/node/ipsec.conf"
 CONTAINER = ROOT / "deploy/node/isthmus-agent.container"
 
 
@@ -39,6 +40,18 @@ def test_the_service_has_no_rights() -> None:
     assert service["CapabilityBoundingSet"] == ""
     assert service["NoNewPrivileges"] == "yes"
     assert service["ProtectSystem"] == "strict"
+
+
+def test_ipsec_adds_one_capability_and_one_device_to_the_service() -> None:
+    assert unit(IPSEC) == {
+        "Service": {
+            "CapabilityBoundingSet": "CAP_NET_ADMIN",
+            "AmbientCapabilities": "CAP_NET_ADMIN",
+            "PrivateDevices": "no",
+            "DevicePolicy": "closed",
+            "DeviceAllow": "/dev/net/tun rw",
+        }
+    }
 
 
 def test_envoy_outlives_an_agent_that_fails() -> None:

@@ -94,6 +94,26 @@ def test_pods_keep_to_the_restricted_profile(name: str) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+def test_ipsec_adds_a_capability_a_device_and_a_port_and_nothing_else() -> None:
+    (plain,), (pod,) = pods(parsed("one-replica")), pods(parsed("ipsec"))
+    before, container = plain["containers"][0], pod["containers"][0]
+    assert container["securityContext"].pop("capabilities") == {"drop": ["ALL"], "add": ["NET_ADMIN"]}
+    assert before["securityContext"].pop("capabilities") == {"drop": ["ALL"]}
+    assert (pod["securityContext"].pop("runAsUser"), pod["securityContext"].pop("runAsNonRoot")) == (0, False)
+    assert plain["securityContext"].items() >= pod["securityContext"].items()
+    assert _added(plain["volumes"], pod["volumes"]) == [{"name": "tun", "hostPath": {"path": "/dev/net/tun", "type": "CharDevice"}}]
+    assert _added(before["volumeMounts"], container["volumeMounts"]) == [{"name": "tun", "mountPath": "/dev/net/tun"}]
+    assert _added(before["ports"], container["ports"]) == [{"name": "ipsec", "containerPort": 4500, "protocol": "UDP"}]
+    assert [it["name"] for it in _added(before["env"], container["env"])] == ["AGENT_ADVERTISED_IPSEC"]
+    same = set(container) - {"env", "image", "ports", "volumeMounts"}
+    assert {field: container[field] for field in same} == {field: before[field] for field in same}
+
+
+def _added(before: list[Json], after: list[Json]) -> list[Json]:
+    assert all(each in after for each in before)
+    return [each for each in after if each not in before]
+
+
 def test_openshift_chooses_users_and_groups_itself() -> None:
     (pod,) = pods(parsed("openshift"))
     assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()
