@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import sys
@@ -11,10 +12,12 @@ from typing import Any
 
 from agent.proxy import find_envoy
 from bench import haproxy
+from bench.origin import BULK_BYTES
 from bench.propagation import Say
 from bench.results import Section, median
 from lab.api import NAMESPACE
 from lab.fabric import MESH, Fabric
+from lab.network import can_use_namespaces
 from lab.process import environment
 from lab.site import Site
 from lab.specs import http_loadbalancer, k8s_pool, tcp_loadbalancer
@@ -35,18 +38,23 @@ class Route:
     label: str
     site: Site
     url: str
+    ours: bool = True
+    """Whether our own Envoys carry it."""
     requests: list[float] = field(default_factory=list)
     latency_ms: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)
     connections: list[float] = field(default_factory=list)
     """Per second, of one request each."""
+    cpu_s: list[float] = field(default_factory=list)
+    """Of gateways and IKE daemons at both ends, for a gigabit of bulk."""
 
 
 async def run(say: Say) -> list[Section]:
     if missing := [tool for tool in NEEDED if not which(tool)]:
         say(f"Skipped: {', '.join(missing)} not installed")
         return []
-    async with Fabric(("a", "b", "c"), edges=("e",), mesh=False, progress=say) as fabric:
+    ipsec = ("b", "d") if which("charon-systemd") and can_use_namespaces() else ()
+    async with Fabric(("a", "b", "c", *ipsec[1:]), edges=("e",), mesh=False, ipsec=ipsec, progress=say) as fabric:
         await _mesh(fabric)
         paths = await _paths(fabric)
         for number in range(1, ROUNDS + 1):
@@ -60,8 +68,8 @@ async def run(say: Say) -> list[Section]:
 
 
 async def _mesh(fabric: Fabric) -> None:
-    """Sites a and b; c reaches them through the regional edge alone."""
-    members = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["ves.io/siteName in (a, b)"]}}
+    """Sites a, b and d; c reaches them through the regional edge alone."""
+    members = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["ves.io/siteName in (a, b, d)"]}}
     await fabric.api.create("namespace", NAMESPACE, {})
     await fabric.api.create("virtual_site", "all", members, namespace="shared")
     await fabric.api.create("site_mesh_group", "all", MESH)
@@ -75,26 +83,38 @@ async def _paths(fabric: Fabric) -> list[Route]:
     await b.cluster.deploy("origin", argv)
     await fabric.process("origin", [*argv, "--listen", origin, "--pod", "origin"], b.place, fabric.directory / "origin").start()
     await api.create("origin_pool", "origin", k8s_pool("origin", ["b"]))
-    await api.create("http_loadbalancer", "bench", http_loadbalancer(DOMAIN, ["origin"], ["a", "b", "c"], HTTP_PORT))
-    await api.create("tcp_loadbalancer", "bench", tcp_loadbalancer(["origin"], ["a", "c"], TCP_PORT))
+    await api.create("http_loadbalancer", "bench", http_loadbalancer(DOMAIN, ["origin"], sorted(fabric.sites), HTTP_PORT))
+    await api.create("tcp_loadbalancer", "bench", tcp_loadbalancer(["origin"], sorted(fabric.sites.keys() - {"b"}), TCP_PORT))
     await _plain_hop(fabric, a, (a.place.inside, HOP_PORT), origin)
     await _plain_hop(fabric, a, (a.place.inside, TWO_HOPS_PORT), f"{b.place.underlay}:{HOP_PORT}")
     await _plain_hop(fabric, b, (b.place.underlay, HOP_PORT), origin)
     paths = [
-        Route("plain Envoy hop to the remote nginx", a, f"http://{a.place.inside}:{HOP_PORT}"),
-        Route("two plain Envoy hops, one at each site", a, f"http://{a.place.inside}:{TWO_HOPS_PORT}"),
+        Route("plain Envoy hop to the remote nginx", a, f"http://{a.place.inside}:{HOP_PORT}", ours=False),
+        Route("two plain Envoy hops, one at each site", a, f"http://{a.place.inside}:{TWO_HOPS_PORT}", ours=False),
         Route("HTTP load balancer, through the tunnel", a, f"http://{a.place.inside}:{HTTP_PORT}"),
         Route("TCP load balancer, through the tunnel", a, f"http://{a.place.inside}:{TCP_PORT}"),
         Route("HTTP load balancer, through a regional edge", c, f"http://{c.place.inside}:{HTTP_PORT}"),
         Route("TCP load balancer, through a regional edge", c, f"http://{c.place.inside}:{TCP_PORT}"),
         Route("HTTP load balancer, pods of the same site", b, f"http://{b.place.inside}:{HTTP_PORT}"),
     ]
+    if fabric.ipsec:
+        d = fabric.site("d")
+        await until(lambda: _in_ipsec(fabric), "d to reach b by IPsec", within_s=60)
+        paths[4:4] = [
+            Route("HTTP load balancer, through the tunnel in IPsec", d, f"http://{d.place.inside}:{HTTP_PORT}"),
+            Route("TCP load balancer, through the tunnel in IPsec", d, f"http://{d.place.inside}:{TCP_PORT}"),
+        ]
     if which("haproxy"):
         await _haproxy_pair(fabric, a, b, origin)
-        paths.append(Route("HAProxy pair, mutual TLS and HTTP/2", a, f"http://{a.place.inside}:{PAIR_PORT}"))
+        paths.append(Route("HAProxy pair, mutual TLS and HTTP/2", a, f"http://{a.place.inside}:{PAIR_PORT}", ours=False))
     for path in paths:
         await until(lambda path=path: _answers(path), path.label)  # type: ignore[misc]  # the default binds the loop's variable
     return paths
+
+
+async def _in_ipsec(fabric: Fabric) -> bool:
+    found = await fabric.api.request("GET", "/api/data/namespaces/system/topology/path?from=d&to=b")
+    return bool(found["path"] == "ipsec")
 
 
 async def _plain_hop(fabric: Fabric, site: Site, listen: tuple[str, int], upstream: str) -> None:
@@ -144,10 +164,25 @@ def _rate(said: str) -> float:
 
 
 async def _bulk(path: Route) -> None:
+    before = _cpu_s(path)
     said = await _run(
         path.site, "curl", "-sf", "-o", "/dev/null", "-w", "%{speed_download}", "-H", f"Host: {DOMAIN}", "-m", "60", f"{path.url}/bulk"
     )
     path.megabytes.append(float(said) / 1e6)
+    path.cpu_s.append((_cpu_s(path) - before) / (BULK_BYTES * 8 / 1e9))
+
+
+def _cpu_s(path: Route) -> float:
+    """Used so far by Envoys and IKE daemons of the path's site and of the one that serves."""
+    nodes = [*path.site.nodes, *path.site.fabric.site("b").nodes]
+    pids = {node.envoy_pid() for node in nodes}
+    if path.site.name in path.site.fabric.ipsec:
+        pids |= {node.charon_pid() for node in nodes}
+    ticks = 0
+    for pid in pids:
+        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 async def _run(site: Site, *argv: str) -> str:
@@ -173,7 +208,9 @@ def which(tool: str) -> str | None:
 
 def _section(paths: list[Route], envoy: str) -> Section:
     hop = paths[0]
-    rows: list[tuple[object, ...]] = [("path", "requests/s", "ratio", "p99 ms", "connections/s", "ratio", "bulk MB/s", "ratio")]
+    rows: list[tuple[object, ...]] = [
+        ("path", "requests/s", "ratio", "p99 ms", "connections/s", "ratio", "bulk MB/s", "ratio", "CPU s/Gbit")
+    ]
     rows += [
         (
             path.label,
@@ -181,13 +218,14 @@ def _section(paths: list[Route], envoy: str) -> Section:
             median(path.latency_ms),
             *_compared(path.connections, hop.connections),
             *_compared(path.megabytes, hop.megabytes),
+            f"{median(path.cpu_s):.2f}" if path.ours else "",
         )
         for path in paths
     ]
     notes = f"""
 Medians of {ROUNDS} interleaved rounds on one machine, which also runs the clients and nginx. `wrk -t2 -c{CONNECTIONS}` with keep-alive and an answer of 3 bytes; the same with a new connection
 for each request; one download of 512 MiB with curl. Envoy {envoy}; everything that crosses sites is TLS 1.3 with client certificates, except the plain hops, and
-from end to end where it crosses a regional edge, too. Ratios are to the single plain hop. Aims: HTTP ≥ 0.70, TCP ≥ 1.4, HTTP through an edge ≥ 0.48. Two plain hops in a
+from end to end where it crosses a regional edge, too; IPsec comes on top of that, in user space. CPU is that of the Envoys and IKE daemons of both sites. Ratios are to the single plain hop. Aims: HTTP ≥ 0.70, TCP ≥ 1.4, HTTP through an edge ≥ 0.48. Two plain hops in a
 row are what an Envoy at either end costs in any case, before anything is encrypted, authorised or tunnelled. The HAProxy pair is what one would write by hand.
 """
     return Section("Data plane", notes, rows)

@@ -122,6 +122,16 @@ async def flapping(scene: Scene) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+@asynccontextmanager
+async def frozen_charon(scene: Scene) -> AsyncIterator[None]:
+    with faults.frozen([scene.b.node.charon_pid()]):
+        yield
+
+
+async def kill_charon(scene: Scene) -> None:
+    os.kill(scene.b.node.charon_pid(), signal.SIGKILL)
+
+
 # Regional edges
 
 
@@ -421,5 +431,8 @@ ROWS = (
     Row("Postgres failed over to another server", "databases", "only", database_fails_over, NOTHING),
     Row("a replica with a stale cache wakes up alone", "mesh", "only", stale_replica, NOTHING),
     Row("an object that Envoy rejects, on a site", "mesh", "only", poisoned, NOTHING),
+    Row("IPsec cut, SSL left", "ipsec", "only", partial(link_to_b, how=faults.without_ipsec), TUNNEL),
+    Row("IKE daemon of the destination killed, SSL left", "ipsec", "only", _now(kill_charon), TUNNEL),
+    Row("IKE daemon of the destination frozen, SSL left", "ipsec", "only", frozen_charon, TUNNEL),
     Row("1,000 agents reconnect at once", "mesh", "only", storm, Aim(failed=0, caught_up_s=60)),
 )

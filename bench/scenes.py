@@ -80,6 +80,12 @@ class Scene:
                 return await self.path(wanted[0]) in wanted[1]
 
             await until(is_so, f"a to reach {wanted[0]} by {' or '.join(sorted(wanted[1]))}", within_s=120, every_s=0.5)
+        if self.fabric.ipsec:
+
+            async def in_ipsec() -> bool:
+                return await self.path("b") == "ipsec"
+
+            await until(in_ipsec, "a to reach b by IPsec", within_s=120, every_s=0.5)
 
     def load(self, service: str) -> Load:
         return Load(self.callers, f"{service}.test", HTTP_PORT, TCP_PORTS[service])
@@ -117,6 +123,13 @@ async def edges(say: Say) -> AsyncIterator[Scene]:
         yield await _furnished(Scene(fabric, say), APART)
 
 
+@asynccontextmanager
+async def ipsec(say: Say) -> AsyncIterator[Scene]:
+    """Two sites that are joined by IPsec, with SSL as its backup."""
+    async with Fabric(("a", "b"), ipsec=("a", "b"), progress=say) as fabric:
+        yield await _furnished(Scene(fabric, say), {"only": ("b",)})
+
+
 async def _furnished(scene: Scene, served_by: Mapping[str, Sequence[str]] = SERVED_BY) -> Scene:
     api = scene.fabric.api
     await api.create("healthcheck", "alive", ALIVE)
@@ -134,4 +147,4 @@ async def _furnished(scene: Scene, served_by: Mapping[str, Sequence[str]] = SERV
     return scene
 
 
-SCENES = {"mesh": mesh, "edges": edges, "nodes": nodes, "databases": databases}
+SCENES = {"mesh": mesh, "edges": edges, "nodes": nodes, "databases": databases, "ipsec": ipsec}
