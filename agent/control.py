@@ -10,6 +10,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -55,6 +56,8 @@ M = TypeVar("M", bound=Message)
 
 WAIT_S = 25
 """Of one long poll."""
+LOOK_BACK_S = 30.0
+"""Between two looks for an earlier URL, while a later one is in use. It has to answer twice, so there is at most one return a minute."""
 SKEW_NOTICED_S = 5.0
 """`Date` has whole seconds and the answer took a while: less is not a wrong clock."""
 _GZIP_FROM_BYTES = 8 << 10
@@ -111,6 +114,7 @@ class Signer:
 class ControlPlane:
     """Every call raises `Unreachable` when no URL answers usefully, and `Refused` when the answer is no.
 
+    Earlier URLs are preferred: one that answers again is returned to, for the requests that follow; those under way end where they are.
     A URL with a fragment, `https://control.example#edge.example:15444`, leads through a regional edge.
     `anchor_pem` empty: the system's trust store (or plain HTTP, if a URL says so).
     """
@@ -120,6 +124,10 @@ class ControlPlane:
             raise Misconfigured("no URL of a control plane: set AGENT_CONTROL_PLANE_URLS, or use a token that carries one")
         self._urls = _tidy(urls)
         self._current = 0
+        self._look_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self._found: str | None = None
+        """The earlier URL that answered the last look."""
         self._anchor_pem = anchor_pem
         self.signer: Signer | None = None
         self.skew_s = 0.0
@@ -134,6 +142,9 @@ class ControlPlane:
         return httpx2.AsyncClient(transport=own, timeout=_TIMEOUT, follow_redirects=False, trust_env=False)
 
     async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
         await self._http.aclose()
 
     async def trust(self, anchor_pem: str) -> None:
@@ -148,7 +159,7 @@ class ControlPlane:
     def follow(self, urls: Sequence[str]) -> None:
         """Ask these from now on; the one that answered last goes on being asked first, if it is among them."""
         current, self._urls = self.url, _tidy(urls)
-        self._current = self._urls.index(current) if current in self._urls else 0
+        self._move(self._urls.index(current) if current in self._urls else 0)
 
     @property
     def own_urls(self) -> tuple[str, ...]:
@@ -200,38 +211,70 @@ class ControlPlane:
     async def _post(self, path: str, body: Message, answer: type[M]) -> M:
         return _parsed(await self._send("POST", path, body.model_dump_json().encode()), answer)
 
+    def _move(self, index: int) -> None:
+        self._current, self._found = index, None
+        self._look_at = time.monotonic() + LOOK_BACK_S
+
+    def _look_back(self) -> None:
+        """Starts a look when one is due; no request waits for it."""
+        if self._current == 0 or time.monotonic() < self._look_at or (self._looking and not self._looking.done()):
+            return
+        self._look_at = time.monotonic() + LOOK_BACK_S
+        self._looking = asyncio.create_task(self._look(self._urls[: self._current]))
+
+    async def _look(self, earlier: Sequence[str]) -> None:
+        in_use = self.url
+        found = await self._first_that_answers(earlier)
+        if self.url != in_use or found not in self._urls[: self._current]:
+            self._found = None
+        elif found == self._found:
+            self._move(self._urls.index(found))
+        else:
+            self._found = found
+
+    async def _first_that_answers(self, urls: Sequence[str]) -> str | None:
+        for url in urls:
+            to, http = _Address.of(url), self._http
+            extensions = {"timeout": httpx2.Timeout(5.0).as_dict(), **to.extensions}
+            request = http.build_request("GET", to.url + CA_PATH, headers=to.headers, extensions=extensions)
+            with suppress(httpx2.TransportError):
+                if (await self._sent(http, request)).is_success:
+                    return url
+        return None
+
     async def _send(self, method: str, path: str, body: bytes = b"", read_s: float = 15.0) -> httpx2.Response:
         """The first useful answer of any URL, starting with the one that answered last."""
+        self._look_back()
         failure: Unreachable | None = None
         for _ in self._urls:
             asked = self.url
             try:
-                return await self._to_current(method, path, body, read_s)
+                return await self._ask(asked, method, path, body, read_s)
             except Unreachable as error:
                 failure = error if failure is None or isinstance(error, Busy) else failure
                 if asked == self.url:
-                    self._current = (self._current + 1) % len(self._urls)
+                    self._move((self._current + 1) % len(self._urls))
         raise failure or Unreachable("no control plane answers")
 
-    async def _to_current(self, method: str, path: str, body: bytes, read_s: float) -> httpx2.Response:
+    async def _ask(self, url: str, method: str, path: str, body: bytes, read_s: float) -> httpx2.Response:
         try:
-            response = await self._attempt(method, path, body, read_s)
+            response = await self._attempt(url, method, path, body, read_s)
             if response.status_code == 401 and _AGAIN.intersection(_failure(response).reasons):
-                response = await self._attempt(method, path, body, read_s)
+                response = await self._attempt(url, method, path, body, read_s)
         except httpx2.TransportError as error:
-            raise Unreachable(f"{self.url}: {_words(error)}") from error
+            raise Unreachable(f"{url}: {_words(error)}") from error
         if response.status_code == 429 or response.status_code >= 500:
-            raise Busy(f"{self.url}: {_failure(response)}", _retry_after_s(response))
+            raise Busy(f"{url}: {_failure(response)}", _retry_after_s(response))
         if not response.is_success:
             raise _failure(response)
         return response
 
-    async def _attempt(self, method: str, path: str, body: bytes, read_s: float) -> httpx2.Response:
+    async def _attempt(self, url: str, method: str, path: str, body: bytes, read_s: float) -> httpx2.Response:
         headers = {"Content-Type": "application/json"} if body else {}
         if len(body) > _GZIP_FROM_BYTES and path == REPORT_PATH:
             body, headers["Content-Encoding"] = await asyncio.to_thread(gzip.compress, body, 5), "gzip"
         http = self._http
-        to = _Address.of(self.url)
+        to = _Address.of(url)
         request = http.build_request(method, to.url + path, content=body, headers={**headers, **to.headers})
         request.extensions |= {"timeout": {**_TIMEOUT.as_dict(), "read": read_s}, **to.extensions}
         if self.signer is not None:

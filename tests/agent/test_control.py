@@ -16,8 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.control import ControlPlane, Signer, source_address, token_claims
 from agent.errors import Busy, Misconfigured, NotRecognised, Refused, Retired, Unreachable
-from agent.protocol.manifest import ManifestAnswer
-from agent.protocol.report import DiscoveryReport, Heartbeat, HeartbeatAnswer, Report
+from agent.protocol.enrolment import CA_PATH
+from agent.protocol.manifest import MANIFEST_PATH, ManifestAnswer
+from agent.protocol.report import HEARTBEAT_PATH, DiscoveryReport, Heartbeat, HeartbeatAnswer, Report
+from lab.wait import until
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 BEAT = Heartbeat(boot_id="b", sequence=1, sent_at=0.0)
@@ -67,6 +69,78 @@ async def test_urls_are_tried_in_turn_and_the_one_that_answers_is_kept() -> None
 async def test_a_replica_that_cannot_now_is_passed_over() -> None:
     plane = control(lambda request: refusal(503) if request.url.host == "one" else ok(request), "https://one", "https://two")
     assert (await plane.heartbeat(BEAT)).pace_s == 3
+
+
+async def test_a_preferred_url_is_returned_to_when_it_answers_again_and_a_long_poll_stays_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.control.LOOK_BACK_S", 0.0)
+    asked: list[tuple[str, str]] = []
+    up, polling, changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append((request.url.host, request.url.path))
+        if request.url.host == "control.example" and not up.is_set():
+            raise httpx2.ConnectError("refused")
+        if request.url.path == MANIFEST_PATH:
+            polling.set()
+            await changed.wait()
+            return httpx2.Response(200, text=ManifestAnswer(hash="h", revision=1).model_dump_json())
+        return ok(request)
+
+    plane = ControlPlane(["https://control.example", "https://control.example#edge"], transport=httpx2.MockTransport(answer))
+    await plane.heartbeat(BEAT)
+    poll = asyncio.create_task(plane.manifest("g", wait=True))
+    await polling.wait()
+
+    async def looked() -> bool:
+        await plane.heartbeat(BEAT)
+        return asked.count(("control.example", CA_PATH)) >= 2
+
+    await until(looked, "the preferred URL to be looked at again")
+    assert plane.url == "https://control.example#edge"
+    up.set()
+    asked.clear()
+
+    async def returned() -> bool:
+        await plane.heartbeat(BEAT)
+        return plane.url == "https://control.example"
+
+    await until(returned, "the preferred URL to be returned to")
+    assert asked.count(("control.example", CA_PATH)) >= 2
+    changed.set()
+    assert (await poll).hash == "h"
+    assert [host for host, path in asked if path == MANIFEST_PATH] == []
+    asked.clear()
+    await plane.heartbeat(BEAT)
+    assert asked == [("control.example", HEARTBEAT_PATH)]
+    await plane.close()
+
+
+async def test_a_preferred_url_that_answers_every_other_time_is_not_returned_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.control.LOOK_BACK_S", 0.0)
+    looks = 0
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        nonlocal looks
+        if request.url.host == "two":
+            return ok(request)
+        looks += request.url.path == CA_PATH
+        if looks % 2 == 0:
+            raise httpx2.ConnectError("refused")
+        return ok(request)
+
+    plane = control(answer, "https://one", "https://two")
+    used: set[str] = set()
+
+    async def looked_often() -> bool:
+        await plane.heartbeat(BEAT)
+        used.add(plane.url)
+        return looks >= 6
+
+    await until(looked_often, "the preferred URL to be looked at six times")
+    assert used == {"https://two"}
+    await plane.close()
 
 
 async def test_when_nobody_answers_it_says_who_was_asked() -> None:
