@@ -1,5 +1,6 @@
 """Public names, and load balancers on regional edges."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -7,6 +8,9 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
+import dns.message
+import dns.rcode
+import dns.rrset
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -16,6 +20,7 @@ from agent.protocol.items import ItemKind
 from controlplane.compile.edge import public_items
 from controlplane.pki import create_root, private_key_pem
 from controlplane.services import shares
+from controlplane.services.public_names import resolver
 from lab.wait import until
 from tests.api.enrolled import SITES, Node, admitted
 from tests.api.test_regional_edges import fresh, items_of, running_edge
@@ -86,6 +91,39 @@ async def follows(app: FastAPI, edge: Node, kind: ItemKind, sites: Collection[No
     return await told()
 
 
+class NameServer(asyncio.DatagramProtocol):
+    """Authoritative for what it was told, on loopback over UDP."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, list[str]] = {}
+        self.asked: list[str] = []
+        self.address = ""
+
+    @classmethod
+    @asynccontextmanager
+    async def serving(cls) -> AsyncIterator["NameServer"]:
+        transport, server = await asyncio.get_running_loop().create_datagram_endpoint(cls, ("127.0.0.1", 0))
+        server.address = "{}:{}".format(*transport.get_extra_info("sockname"))
+        try:
+            yield server
+        finally:
+            transport.close()
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
+        query = dns.message.from_wire(data)
+        (question,) = query.question
+        self.asked.append(question.name.to_text())
+        answer = dns.message.make_response(query)
+        if texts := self.texts.get(question.name.to_text()):
+            answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", "TXT", *(f'"{text}"' for text in texts)))
+        else:
+            answer.set_rcode(dns.rcode.NXDOMAIN)
+        self._transport.sendto(answer.to_wire(), addr)
+
+
 # Whose a name is
 
 
@@ -107,6 +145,21 @@ async def test_a_name_is_proved_by_its_dns(app: FastAPI, user: httpx.AsyncClient
     assert [item["name"] for item in (await user.get(NAMES)).json()["items"]] == [name]
     assert (await user.delete(f"{NAMES}/{name}")).status_code == 200
     assert (await user.delete(f"{NAMES}/{name}")).status_code == 404
+
+
+async def test_a_name_server_is_asked_for_the_proof(app: FastAPI, user: httpx.AsyncClient) -> None:
+    name = domain()
+    async with NameServer.serving() as server:
+        app.state.services = replace(app.state.services, txt=resolver(server.address))
+        refused = await user.post(NAMES, json={"name": name})
+        assert refused.status_code == 403
+        assert server.asked == [f"_isthmus.{name}."]
+        server.texts[f"_isthmus.{name}."] = ["v=spf1 -all", "isthmus-tenant=somebody-else"]
+        assert (await user.post(NAMES, json={"name": name})).status_code == 403
+        expected = refused.json()["message"].split("with the text ")[1].split(",")[0]
+        server.texts[f"_isthmus.{name}."].append(expected)
+        assert (await user.post(NAMES, json={"name": name})).json()["granted"] is False
+    assert [item["name"] for item in (await user.get(NAMES)).json()["items"]] == [name]
 
 
 async def test_a_name_belongs_to_one_tenant_with_what_is_under_and_above(
