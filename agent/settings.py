@@ -73,8 +73,8 @@ class Settings(BaseModel):
 
     control_plane_urls: Urls = Field(
         (),
-        description="URLs of control planes, comma-separated, tried in turn; URL#host:port leads through the regional edge that listens there. "
-        "Default: those that the token names.",
+        description="URLs of control planes, comma-separated, the preferred first; URL#host:port leads through the regional edge that listens there. "
+        "One that does not answer is passed over until it does again. Default: those that the token names.",
     )
     token: SecretStr | None = Field(None, description="Registration token. Needed until the node has its certificate.")
     token_file: Path | None = Field(None, description="File that holds the registration token.")
