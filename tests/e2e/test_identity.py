@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 
@@ -68,15 +69,26 @@ def states(found: Any) -> list[tuple[int, str]]:
     return [(version["version"], version["state"]) for version in found["versions"]]
 
 
-async def test_a_tenants_authority_is_replaced_and_no_request_fails(fabric: Fabric) -> None:
-    client = await fabric.site("a").http(8080, "echo.test")
+async def test_a_tenants_authority_is_replaced_and_no_request_and_no_connection_fails(fabric: Fabric) -> None:
+    sites = ("a", "b")
+    client, held = await fabric.site("a").http(8080, "echo.test"), await talking(fabric, "a", 9000)
+    before = [await leaves(fabric, site) for site in sites]
     async with Traffic(client, "/") as traffic:
         await fabric.api.request("POST", f"{OWN}/versions", {})
         await step(fabric.api, "POST", f"{OWN}/versions/2/switch", "all nodes to trust the next version")
+        await echoed(held, b"switched\n")
         await step(fabric.api, "DELETE", f"{OWN}/versions/1", "all nodes to have certificates of the next version")
         assert states(await fabric.api.request("GET", OWN)) == [(2, "active"), (1, "removed")]
+
+        async def swapped() -> bool:
+            return all([old.isdisjoint(await leaves(fabric, site)) for old, site in zip(before, sites, strict=True)])
+
+        await until(swapped, "Envoy to have the new certificates alone", within_s=60)
+        (await talking(fabric, "a", 9000))[1].close()
+        await echoed(held, b"swapped\n")
         await traffic.more(200)
     assert traffic.failures == []
+    held[1].close()
 
 
 async def test_the_root_is_replaced_and_agents_follow(fabric: Fabric) -> None:
@@ -129,3 +141,18 @@ async def talking(fabric: Fabric, site: str, port: int) -> Talk:
 
     (talk,) = await until(answered, f"port {port} at {site} to answer")
     return talk
+
+
+async def echoed(talk: Talk, line: bytes) -> None:
+    talk[1].write(line)
+    await asyncio.wait_for(talk[0].readuntil(line), 20)
+
+
+async def leaves(fabric: Fabric, site: str) -> set[str]:
+    """Serial numbers of the certificates that the Envoy of a site's node shows in handshakes."""
+    admin = httpx2.AsyncHTTPTransport(uds=str(fabric.site(site).node.state / "run" / "admin.sock"))
+    async with httpx2.AsyncClient(transport=admin) as http:
+        told = (await http.get("http://envoy/certs")).raise_for_status().json()
+    serials = {leaf["serial_number"] for found in told["certificates"] for leaf in found.get("cert_chain", ())}
+    assert serials
+    return serials
