@@ -10,7 +10,7 @@ from functools import partial
 
 from bench.memory import enrol_all
 from bench.outage import Outage
-from bench.scenes import Scene
+from bench.scenes import HTTP_PORT, Scene
 from bench.storm import Returning, living
 from lab import faults
 from lab.api import Refused
@@ -30,6 +30,8 @@ class Aim:
     stall_s: float | None = None
     recovered_s: float | None = None
     caught_up_s: float | None = None
+    caught_up: str = "agents in sync"
+    """What `caught_up_s` is about."""
 
     def missed(self, found: Outage) -> list[str]:
         """In words; nothing if it was met."""
@@ -41,7 +43,7 @@ class Aim:
         if self.recovered_s is not None and (found.recovered_s is None or found.recovered_s > self.recovered_s):
             misses.append("did not recover" if found.recovered_s is None else f"took {found.recovered_s:.1f} s")
         if self.caught_up_s is not None and (found.caught_up_s is None or found.caught_up_s > self.caught_up_s):
-            misses.append("agents did not catch up" if found.caught_up_s is None else f"agents took {found.caught_up_s:.1f} s")
+            misses.append(f"not {self.caught_up}" if found.caught_up_s is None else f"{self.caught_up} after {found.caught_up_s:.1f} s")
         return misses
 
     def __str__(self) -> str:
@@ -49,7 +51,7 @@ class Aim:
             "no failed request" if self.failed == 0 else None,
             f"stall ≤ {self.stall_s:g} s" if self.stall_s is not None else None,
             f"recovered ≤ {self.recovered_s:g} s" if self.recovered_s is not None else None,
-            f"agents in sync ≤ {self.caught_up_s:g} s" if self.caught_up_s is not None else None,
+            f"{self.caught_up} ≤ {self.caught_up_s:g} s" if self.caught_up_s is not None else None,
         ]
         return ", ".join(part for part in said if part) or "none"
 
@@ -58,6 +60,7 @@ NOTHING = Aim(failed=0, stall_s=0.5)
 """Whoever calls does not notice."""
 TUNNEL = Aim(failed=0, stall_s=1.5)
 CLUSTER = Aim(recovered_s=3.0)
+LOST = Aim(failed=0, caught_up_s=10, caught_up="out of use")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Row:
     fault: Fault
     aim: Aim
     hold_s: float = 15
-    quick_s: float = 8
+    quick_s: float = 5
     """How long the fault lasts, in the long and in the quick run."""
     settles_s: float = 8
     """What the load is watched for after the fault was undone."""
@@ -247,6 +250,58 @@ async def no_endpoints(scene: Scene) -> AsyncIterator[None]:
         await asyncio.gather(*(cluster.scale(name, 1) for name in cluster.services))
 
 
+@asynccontextmanager
+async def silent_site(scene: Scene, policy: str) -> AsyncIterator[None]:
+    """The agent of b is gone while its Envoy serves on, so that only the lease can take b out of use."""
+    api, loop = scene.fabric.api, asyncio.get_running_loop()
+    await api.replace("http_loadbalancer", "both", http_loadbalancer("both.test", ["both"], ["a"], HTTP_PORT, **{policy: {}}))
+    await api.applied("http_loadbalancer", "both", timeout_s=30)
+    await scene.b.agent.kill()
+    began = loop.time()
+    try:
+        await until(partial(_has_condition, scene, "Lost"), "b to be lost", within_s=30)
+        if policy == "keep_lost_sites":
+            scene.note = f"lost after {loop.time() - began:.1f} s"
+            assert await until(partial(_is_served_by, scene, {"b", "c"}), "b to be in use still", within_s=15)
+        else:
+            await until(partial(_is_served_by, scene, {"c"}), "b to be out of use", within_s=30)
+            scene.caught_up_s = loop.time() - began
+            scene.note = f"out of use after {scene.caught_up_s:.1f} s"
+        yield
+    finally:
+        await scene.b.agent.start()
+        await until(partial(_has_condition, scene, ""), "b to be back", within_s=60)
+
+
+@asynccontextmanager
+async def most_sites_silent(scene: Scene) -> AsyncIterator[None]:
+    """The agents of b and c are gone while their Envoys serve on: then none may be evicted."""
+    api, loop = scene.fabric.api, asyncio.get_running_loop()
+    await api.replace("http_loadbalancer", "both", http_loadbalancer("both.test", ["both"], ["a"], HTTP_PORT, evict_lost_sites={}))
+    await api.applied("http_loadbalancer", "both", timeout_s=30)
+    sites = (scene.b, scene.c)
+    with faults.frozen([site.agent.pid for site in sites]):
+        began = loop.time()
+        await until(partial(_has_condition, scene, "EvictionStopped"), "eviction to be stopped", within_s=30)
+        scene.note = f"eviction stopped after {loop.time() - began:.1f} s"
+        yield
+        await until(partial(_is_served_by, scene, {"b", "c"}), "b and c to be in use still", within_s=15)
+    await until(partial(_has_condition, scene, ""), "b to be back", within_s=60)
+
+
+async def _has_condition(scene: Scene, kind: str) -> bool:
+    """Whether site b has it; empty: neither of those that say that it is silent."""
+    found = {condition["type"] for condition in (await scene.fabric.api.status("site", "b"))["conditions"]}
+    return kind in found if kind else not found & {"Lost", "EvictionStopped"}
+
+
+async def _is_served_by(scene: Scene, sites: set[str]) -> bool:
+    """Whether exactly these answer."""
+    client = await scene.a.http(HTTP_PORT, "both.test")
+    answers = [await client.get("/") for _ in range(20)]
+    return all(answer.is_success for answer in answers) and {answer.headers["x-pod"].split("-")[1] for answer in answers} == sites
+
+
 async def kill_envoy_of_b(scene: Scene) -> None:
     os.kill(scene.b.envoy_pid(), signal.SIGKILL)
 
@@ -351,14 +406,14 @@ async def poisoned(scene: Scene) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def storm(scene: Scene) -> AsyncIterator[None]:
-    """The control plane is away for ten seconds, then all agents come back at once and have a change to apply."""
+    """The control plane is away for five seconds, then all agents come back at once and have a change to apply."""
     api, replica = scene.fabric.api, scene.fabric.replicas[0]
     sites = [f"site-{number}" for number in range(1, STORM_SITES + 1)]
     nodes = await enrol_all(scene.fabric, STORM_SITES, STORM_NODES)
     async with living(nodes, replica) as agents:
         await until(partial(_all_answered, agents, 2), "all agents to have a manifest and to have said so", within_s=120, every_s=0.5)
         await kill_replicas(scene)
-        await asyncio.sleep(10)
+        await asyncio.sleep(5)
         await start_replicas(scene)
         began = asyncio.get_running_loop().time()
         created = await api.create("http_loadbalancer", "storm", http_loadbalancer("storm.test", ["only"], sites))
@@ -392,7 +447,7 @@ async def _change_arrives(scene: Scene, domain: str) -> None:
     await scene.fabric.api.delete("http_loadbalancer", name)
 
 
-LONG_S, QUICK_S = 600, 20
+LONG_S, QUICK_S = 600, 12
 STORM_SITES, STORM_NODES = 10, 100
 
 ROWS = (
@@ -417,10 +472,14 @@ ROWS = (
     Row("edge powered off, another left", "edges", "apart", edge_powered_off, TUNNEL),
     Row("direct tunnel cannot be dialled, edges left", "edges", "only", partial(link_to_b, how=faults.undiallable), TUNNEL),
     Row("edge drained, another left", "edges", "apart", edge_drained, NOTHING),
-    Row("direct tunnel flaps every two seconds, edges left", "edges", "only", flapping, TUNNEL, 60, 20),
+    Row("direct tunnel flaps every two seconds, edges left", "edges", "only", flapping, TUNNEL, 60, 12),
     Row("an object that Envoy rejects, on a shared edge", "edges", "apart", poisoned_edge, NOTHING),
     Row("both edges gone, direct tunnel left", "edges", "only", both_edges_gone, NOTHING, settles_s=15),
     Row("both edges gone, nothing left", "edges", "apart", both_edges_gone, Aim(), settles_s=15),
+    Row("origin site falls silent, to be evicted", "mesh", "both", partial(silent_site, policy="evict_lost_sites"), LOST),
+    Row("origin site falls silent, to be used last", "mesh", "both", partial(silent_site, policy="deprioritize_lost_sites"), LOST),
+    Row("origin site falls silent, to be kept", "mesh", "both", partial(silent_site, policy="keep_lost_sites"), NOTHING),
+    Row("most sites fall silent at once, to be evicted", "mesh", "both", most_sites_silent, NOTHING),
     Row("agents killed", "mesh", "only", _now(kill_agents, start_agents), NOTHING),
     Row("Envoy of the caller killed", "mesh", "only", _now(kill_envoy_of_a), CLUSTER),
     Row("caller's node restarted without a control plane", "mesh", "only", node_restarts_alone, Aim(recovered_s=10)),

@@ -37,10 +37,14 @@ class Outage:
 
 
 def outage(requests: Sequence[Attempt], words: Sequence[Attempt], began: float, mended: float) -> Outage:
-    """Of the attempts that ended after the fault began; `mended` is when it was undone."""
+    """Of the attempts that ended after the fault began; `mended` is when it was undone. What mending does to attempts is told by `failed` and `stall_s`."""
     seen = [attempt for attempt in requests if attempt.ended >= began]
     said = [attempt for attempt in words if attempt.ended >= began]
-    bad = [attempt for attempt in (*seen, *said) if attempt.began < mended and (attempt.error or attempt.took_s > SLOW_S)]
+    bad = [
+        attempt
+        for attempt in (*seen, *said)
+        if (attempt.error and attempt.ended <= mended) or min(attempt.ended, mended) - attempt.began > SLOW_S
+    ]
     lasting = any(attempt.ended > mended - _AT_THE_END_S and attempt.error for attempt in bad)
     recovered = max((attempt.ended - began for attempt in bad), default=0.0)
     stale = max((attempt.began - began for attempt in bad), default=0.0)
