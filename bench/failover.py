@@ -31,7 +31,7 @@ _STEADY_S = 2.0
 _STEADY_WITHIN_S = 60.0
 _FAILURES = (TimeoutError, ProcessFailed, Refused, OSError, AssertionError, RuntimeError, httpx.HTTPError)
 
-LANES = (("edges", "ipsec"), ("nodes", "databases", "mesh"))
+LANES = (("edges",), ("ipsec",), ("nodes", "databases", "mesh"))
 """Scenes that may be there at the same time, each lane in this order: a path that was cut is used again only after it was good for a minute."""
 
 Result = Outage | str
