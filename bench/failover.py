@@ -162,8 +162,8 @@ Written by `make bench-failover{" ARGS=--quick" if quick else ""}` on {date.toda
 
 Each row runs under steady load from site a: {RATE} idempotent requests per second, and {TALKS} TCP connections that say a word every tenth of a second; all of it on
 one machine, every site in a network namespace with its real agent, Envoy and pods. A request fails that gets no good answer within {PATIENCE_S:g} s; the clients retry
-nothing. *Recovered* and *stale* count from the fault: since when everything was answered within {SLOW_S:g} s, and until when something was still sent to where nobody
-answered. Failures after the fault was undone are counted too. {_QUICK if quick else ""}
+nothing. Other fabrics may be there meanwhile, but nothing is built or broken in them. *Recovered* and *stale* count from the fault: since when everything was answered
+within {SLOW_S:g} s, and until when something was still sent to where nobody answered; what mending itself slows down counts in the other columns only. {_QUICK if quick else ""}
 """  # noqa: DTZ011 — the day it ran here
     lines = [
         "| what fails | for | requests failed | longest stall | recovered | stale | TCP connections broken | longest silence | aim | |",
