@@ -102,7 +102,6 @@ async def test_traffic_moves_to_ssl_when_ipsec_is_cut_and_waits_before_it_moves_
         await until(answers_again, "IPsec to be there again", within_s=90)
     assert traffic.outcomes
     assert not traffic.failures
-    assert max(outcome.latency_s for outcome in traffic.outcomes) < 5
 
 
 async def test_only_ike_and_esp_cross_where_the_tunnel_must_be_ipsec(joined: Joined) -> None:
