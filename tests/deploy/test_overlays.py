@@ -1,5 +1,6 @@
 """The manifests: they build, the API knows every field of them, and they ask for no more than they need."""
 
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -306,19 +307,19 @@ async def test_a_field_that_the_api_does_not_know_is_refused_when_it_is_applied(
 
 @pytest.mark.parametrize("which", ["emulator", "real"])
 async def test_kubectl_installs_upgrades_and_removes_an_agent(which: str, tmp_path: Path) -> None:
-    """In a namespace of the test's own, under names of its own."""
+    """In a namespace of the test's own, under names of its own: in JSON, since YAML takes some of them for numbers."""
     if which == "real" and REAL not in os.environ:
         pytest.skip(f"needs a real Kubernetes API server: set {REAL} to a kubeconfig of an administrator")
     own = f"isthmus-{uuid4().hex[:8]}"
     base = os.path.relpath(ROOT / "deploy/kubernetes/agent/overlays/three-replicas", tmp_path)
     kustomization = {"resources": [base], "namespace": own, "nameSuffix": f"-{own[-8:]}"}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization))
     async with cluster() if which == "emulator" else real() as target:
         installed = await target.kubectl("apply", "-k", str(tmp_path))
         try:
             assert f"namespace/{own} created" in installed
             assert " unchanged" in await target.kubectl("apply", "-k", str(tmp_path))
-            (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization | {"replicas": [{"name": "isthmus", "count": 1}]}))
+            (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization | {"replicas": [{"name": "isthmus", "count": 1}]}))
             await target.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(tmp_path))
             name = f"isthmus-{own[-8:]}"
             said = await target.kubectl("-n", own, "get", "statefulset", name, "-o", "jsonpath={.spec.replicas}")
