@@ -287,6 +287,10 @@ class Node:
         return self._identity.issuer
 
     @property
+    def pace_s(self) -> float:
+        return self._heartbeats.pace_s
+
+    @property
     def gateways(self) -> tuple[Gateway, ...] | None:
         return self._advertiser.gateways
 

@@ -41,7 +41,8 @@ _REASONS_LENGTH = 16_384
 _WARNING_LENGTH = 1_000
 _TWIN_RESENDS = 3
 _TWIN_WITHIN_S = 120.0
-_METRICS_EVERY_S = 10.0
+_METRICS_PACES = 2
+"""Heartbeats from one report of metrics to the next: a large fleet is asked to slow down, and does so with these, too."""
 _MOST_EDGES = 20_000
 _EDGES_PER_REPORT = 5_000
 """Some 3 MB; the server takes 8 MiB."""
@@ -79,6 +80,9 @@ class Signs(Protocol):
     def edges(self) -> tuple[EdgeHealth, ...]: ...
     @property
     def issuer(self) -> str: ...
+    @property
+    def pace_s(self) -> float:
+        """Between two heartbeats."""
 
 
 @dataclass
@@ -186,7 +190,7 @@ class Reports:
         sections = self._sections()
         told = {name: _told(name, value) for name, value in sections.items()}
         changed = {name: value for name, value in sections.items() if name not in self._sent or self._sent[name] != told[name]}
-        metrics = self.metrics.due()
+        metrics = self.metrics.due(_METRICS_PACES * self.signs.pace_s)
         if not changed and metrics is None:
             return
         await self.control.report(Report(boot_id=self.boot_id, metrics=metrics, **changed))
@@ -246,10 +250,10 @@ class Metrics:
             if held is not None or len(self._gathered) < _MOST_EDGES:
                 self._gathered[key] = edge if held is None else _sum(held, edge)
 
-    def due(self) -> MetricsReport | None:
+    def due(self, every_s: float) -> MetricsReport | None:
         """The report that is to be sent now."""
         now = _now()
-        if self._pending is None and self._gathered and now - self._since >= _METRICS_EVERY_S:
+        if self._pending is None and self._gathered and now - self._since >= every_s:
             self._sequence += 1
             keys = sorted(self._gathered)[:_EDGES_PER_REPORT]
             edges = tuple(self._gathered.pop(key) for key in keys)

@@ -242,7 +242,7 @@ async def _graph(fabric: Fabric, seconds: int, requests: int) -> None:
         )
     console.print()
     console.print(table)
-    console.print("Agents report every ten seconds, so the latest requests may be missing.")
+    console.print("Agents report every few seconds, so the latest requests may be missing.")
 
 
 _COUNTS = {"HTTP": "HTTP_REQUEST_RATE", "TCP": "TCP_CONNECTION_RATE"}

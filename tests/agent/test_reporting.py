@@ -75,6 +75,7 @@ class Said:
     peers: tuple[PeerHealth, ...] = ()
     edges: tuple[EdgeHealth, ...] = ()
     issuer: str = "ab"
+    pace_s: float = 5
 
 
 @asynccontextmanager
@@ -227,6 +228,18 @@ async def test_counters_are_added_up_until_they_are_due() -> None:
     assert (edge.latency_sum_ms, edge.bytes_sent) == (36.0, 40)
 
 
+async def test_metrics_come_as_often_as_the_fleet_allows() -> None:
+    hearer, metrics, said = Hearer(), Metrics(), Said(pace_s=3)
+    async with running(Reports(hearer, said, "boot", metrics).run()):
+        for pace_s, reports_per_minute in ((3, 9), (30, 1)):
+            said.pace_s = pace_s
+            hearer.reports.clear()
+            for _ in range(60):
+                metrics.add([EDGE])
+                await asyncio.sleep(1)
+            assert len(hearer.reports) == pytest.approx(reports_per_minute, abs=1)
+
+
 async def test_a_report_whose_answer_was_lost_is_sent_again_as_it_was() -> None:
     hearer, metrics = Hearer(loses_answers=True), Metrics()
     async with running(Reports(hearer, Said(), "boot", metrics).run()):
@@ -249,7 +262,7 @@ async def test_counters_stay_bounded_while_nobody_hears() -> None:
     metrics.add(edges)
     await asyncio.sleep(20)
     told: list[EdgeMetrics] = []
-    while (due := metrics.due()) is not None:
+    while (due := metrics.due(10)) is not None:
         assert len(due.edges) <= 5_000
         told += due.edges
         metrics.delivered()
