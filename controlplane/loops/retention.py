@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.services.delivery import RELOADED_AFTER_S
 from controlplane.store import nodes, registrations, telemetry, tenants, tokens
+from controlplane.store.locks import Lock, try_take
 from controlplane.store.session import Database
 
 log = structlog.get_logger()
@@ -25,7 +26,6 @@ KEEP_ENDED = timedelta(days=30)
 """Tokens that expired, registrations that were retired, and nodes that were revoked."""
 KEEP_PENDING = timedelta(days=7)
 """Registrations that wait for a person."""
-_OWNER = 0x1571_0003
 _RETAIN = text("SELECT retain(:rollups, :audit, :deletions)")
 
 
@@ -48,7 +48,7 @@ async def forget(database: Database, keep: Keep, clock: Callable[[], datetime]) 
 async def forget_once(database: Database, keep: Keep, now: datetime) -> None:
     """Nothing, if another replica is at it."""
     async with database.transaction() as session:
-        if not (await session.execute(text("SELECT pg_try_advisory_xact_lock(:owner)"), {"owner": _OWNER})).scalar_one():
+        if not await try_take(session, Lock.RETENTION):
             return
         since = {"rollups": now - keep.metrics, "audit": now - keep.audit, "deletions": now - KEEP_TOMBSTONES}
         await session.execute(_RETAIN, since)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.items import Gateway
@@ -17,10 +16,9 @@ from controlplane.services.view import Edges
 from controlplane.store import changes, nodes, observations, tenants
 from controlplane.store import edges as store
 from controlplane.store.edges import Homes
+from controlplane.store.locks import Lock, try_take
 from controlplane.store.nodes import Node, NodeStatus
 from controlplane.store.session import Database
-
-_OWNER = 0x1571_0004
 
 
 @dataclass
@@ -35,7 +33,7 @@ class Seen:
 async def assign(database: Database, heartbeats: Heartbeats, seen: Seen, now: datetime) -> None:
     """Choose where something changed. One replica at a time; nothing, if another one is at it."""
     async with database.transaction() as session:
-        if not (await session.execute(text("SELECT pg_try_advisory_xact_lock(:owner)"), {"owner": _OWNER})).scalar_one():
+        if not await try_take(session, Lock.HOMES):
             seen.revisions.clear()
             return
         listed = await store.list_all(session)

@@ -11,12 +11,12 @@ from uuid import UUID
 
 import structlog
 from prometheus_client.core import GaugeMetricFamily, Metric
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from controlplane.services.heartbeats import SHORTEST_PACE_S, Heartbeats, lease
 from controlplane.store import nodes, tenants
 from controlplane.store.changes import raise_revision
+from controlplane.store.locks import Lock, try_take
 from controlplane.store.nodes import SiteLease
 from controlplane.store.session import Database
 
@@ -25,7 +25,6 @@ log = structlog.get_logger()
 MOST_LOST = 0.3
 """Share of a tenant's sites that may be lost within `WINDOW`; one always may. Beyond that the control plane is the likelier patient."""
 WINDOW = timedelta(minutes=5)
-_OWNER = 0x1571_0004
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Leases:
     async def _change(self, now: datetime) -> None:
         """Look again where nobody else changes anything."""
         async with self.database.transaction() as session:
-            if not (await session.execute(text("SELECT pg_try_advisory_xact_lock(:owner)"), {"owner": _OWNER})).scalar_one():
+            if not await try_take(session, Lock.LEASES):
                 return
             found = await self._read()
             for tenant_id, judgement in _judged(found, now).items():

@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane import pki
@@ -28,6 +27,7 @@ from controlplane.services.heartbeats import is_fresh
 from controlplane.store import authorities as store
 from controlplane.store import changes, nodes, resources, tenants
 from controlplane.store.authorities import SealedAuthority
+from controlplane.store.locks import Lock, take
 from controlplane.store.nodes import Node, NodeStatus
 from controlplane.store.session import enter
 from controlplane.store.tenants import TenantRecord
@@ -45,8 +45,6 @@ MOST_REMOVED = 8
 """Versions that nobody trusts any more, and that are still shown."""
 _CARRIERS = frozenset({"site", "relay"})
 """Kinds of items that bring anchors to a node."""
-_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
-_LOCK_KEY = 0x1571_0004
 
 
 @dataclass(frozen=True)
@@ -259,7 +257,7 @@ async def _settle(session: AsyncSession, caller: Caller, role: Role, step: str, 
 
 async def _locked(session: AsyncSession, caller: Caller, role: Role) -> tuple[SealedAuthority, ...]:
     """One step at a time, of all authorities."""
-    await session.execute(_LOCK, {"key": _LOCK_KEY})
+    await take(session, Lock.ROTATION)
     return await store.versions(session, _owner(caller, role), role, lock=True)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from uuid import UUID
 
 import structlog
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.auth import new_token, token_hash
@@ -18,6 +17,7 @@ from controlplane.services.authorities import Fabric, control_plane_anchor
 from controlplane.store import credentials as credential_store
 from controlplane.store import facts, sealed
 from controlplane.store import tenants as tenant_store
+from controlplane.store.locks import Lock, take
 from controlplane.store.schema import Refused
 from controlplane.store.session import Database, enter
 
@@ -26,9 +26,6 @@ log = structlog.get_logger()
 DEFAULT_TRUST_DOMAIN = "isthmus.internal"
 FABRIC_FACT = "fabric"
 CA_FILE = "ca.pem"
-
-_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
-_LOCK_KEY = 0x1571_0002
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Given:
 async def start(database: Database, given: Given, now: datetime) -> Fabric:
     """Raises `Refused` if what was chosen does not fit what is there."""
     async with database.transaction() as session:
-        await session.execute(_LOCK, {"key": _LOCK_KEY})
+        await take(session, Lock.START)
         known = await facts.get(session, FABRIC_FACT)
         fabric = await (_open(session, given, known["trust_domain"]) if known else _found(session, given, now))
         await _set_operator(session, given, await _default_tenant(session, fabric, now), now)

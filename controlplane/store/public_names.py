@@ -8,11 +8,9 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from controlplane.store.locks import Lock, take
 from controlplane.store.rows import values
 from controlplane.store.tables import PublicClaimRow
-
-_LOCK = text("SELECT pg_advisory_xact_lock(:key)")
-_LOCK_KEY = 0x1571_0005
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ async def list_own(session: AsyncSession, tenant_id: UUID) -> tuple[PublicName, 
 
 async def add(session: AsyncSession, tenant_id: UUID, wanted: PublicName) -> bool:
     """False if it, something under it, or what it is under belongs to another tenant. Whoever has it keeps it."""
-    await session.execute(_LOCK, {"key": _LOCK_KEY})
+    await take(session, Lock.PUBLIC_NAMES)
     taken = text("SELECT public_name_is_taken(:name, :tenant_id)")
     if (await session.execute(taken, {"name": wanted.name, "tenant_id": tenant_id})).scalar_one():
         return False

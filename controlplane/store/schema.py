@@ -8,10 +8,11 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import URL, Connection, NullPool, create_engine, make_url, text
 
+from controlplane.store.locks import Lock
+
 FIRST_SERVER_VERSION = 15
 """The oldest Postgres that has what the tables need (`UNIQUE NULLS NOT DISTINCT`)."""
 
-_MIGRATION_LOCK = 0x1571_0001
 _READ_AND_ADD = ("audit_log",)
 _READ = ("alembic_version",)
 
@@ -37,7 +38,7 @@ def migrate(owner_url: URL, app_url: URL) -> None:
     engine = create_engine(owner_url, poolclass=NullPool)
     with engine.connect() as connection:
         _check_server(connection)
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": int(Lock.MIGRATION)})
         connection.commit()
         command.upgrade(_config(connection), "head")
         _create_role(connection, app_url)
