@@ -47,8 +47,8 @@ def _put_away(sealed: Sealed, tenant_id: UUID, ring: KeyRing, clear: bytes, old:
     if previous and ring.unseal(previous.sealed, store.purpose(tenant_id, previous.ref)) == clear:
         return previous.ref
     uid, version = (previous.uid, previous.version + 1) if previous else (uuid4(), 1)
-    if any(secret.uid == uid for secret in sealed.added):
-        uid, version = uuid4(), 1
+    if any(secret.uid == uid and secret.version >= version for secret in (*sealed.held.values(), *sealed.added)):
+        uid, version = uuid4(), 1  # another secret of the object went on from the same one, and sites know versions by reference
     ref = SealedSecret(uid, version, b"").ref
     sealed.added.append(SealedSecret(uid, version, ring.seal(clear, store.purpose(tenant_id, ref))))
     return ref

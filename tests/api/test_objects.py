@@ -1,5 +1,6 @@
 """The five verbs, for kinds that stand for the others."""
 
+import base64
 from typing import Any
 
 import httpx
@@ -434,3 +435,28 @@ async def test_a_number_that_nothing_can_hold_is_refused(user: httpx.AsyncClient
     body = '{"metadata": {"name": "x"}, "spec": {"coordinates": {"latitude": 1, "longitude": ' + number + "}}}"
     answer = await user.post(SITES, content=body)
     assert (answer.status_code, answer.json()["code"]) == (400, 3)
+
+
+async def test_a_secret_changes_whatever_has_come_before_it_in_its_list(shop: httpx.AsyncClient) -> None:
+    def header(name: str, value: str) -> Json:
+        url = "string:///" + base64.b64encode(value.encode()).decode()
+        return {"name": name, "secret_value": {"clear_secret_info": {"url": url}}}
+
+    async def write(*headers: Json) -> list[Json]:
+        body["spec"]["more_option"] = {"request_headers_to_add": list(headers)}
+        answer = await shop.put(f"{BALANCERS}/cart", json=body)
+        assert answer.status_code == 200, answer.text
+        written: list[Json] = answer.json()["spec"]["more_option"]["request_headers_to_add"]
+        return written
+
+    def ref(header: Json) -> str:
+        return str(header["secret_value"]["blindfold_secret_info"]["location"])
+
+    body = balancer()
+    await put(shop, BALANCERS, body)
+    (old,) = await write(header("x-old", "one"))
+    new, old = await write(header("x-new", "two"), old)
+    *_, changed = await write(new, header("x-old", "three"))
+    assert len({ref(new), ref(old), ref(changed)}) == 3
+    *_, again = await write(new, header("x-old", "four"))
+    assert ref(again) not in {ref(new), ref(old), ref(changed)}
