@@ -69,8 +69,6 @@ async def bootstrap(session: AsyncSession, desk: Desk, claims: TokenClaims, spec
     token = await _use(session, desk.tenant_id, claims, site_name, now)
     if spec.passport.cluster_type == "re" and not token.edge:
         raise Forbidden(f"the registration token is for a customer edge; create {site_name} as a regional edge, then a token for it")
-    if token.approve:
-        await raise_revision(session, desk.tenant_id)  # or the site could be decommissioned between being found and being joined
     await _check_name_is_free(session, desk.tenant_id, site_name, node_name, now)
     registration = _registration(spec, token, key_hash, now)
     await registrations.create(session, desk.tenant_id, registration)
@@ -150,7 +148,10 @@ async def _use(session: AsyncSession, tenant_id: UUID, claims: TokenClaims, site
         raise _bad_token("the registration token was revoked")
     if token.site_name is not None and token.site_name != site_name:
         raise Forbidden(f"the registration token is for site {token.site_name}, not for {site_name}")
+    if token.approve:
+        await raise_revision(session, tenant_id)  # or the site could be decommissioned between being found and being joined
     if not await tokens.use(session, tenant_id, token.id, now):
+        token = await tokens.by_id(session, tenant_id, token.id) or token  # it may have been revoked meanwhile
         raise _bad_token(f"the registration token {token.name} {token.refusal(now) or 'has no uses left'}")
     return token
 
@@ -224,14 +225,20 @@ async def _create(
 
 async def _same_certificate(session: AsyncSession, desk: Desk, node_id: UUID, key: ec.EllipticCurvePublicKey, now: datetime) -> Node:
     """What was answered before, or a fresh one if little of its life is left."""
-    node = await nodes.get(session, desk.tenant_id, node_id)
+    node = _same(await nodes.get(session, desk.tenant_id, node_id), key)
+    if node.certificate_expires_at - now > pki.NODE_LIFE / 2:
+        return node
+    revision = await raise_revision(session, desk.tenant_id)
+    node = _same(await nodes.get(session, desk.tenant_id, node_id, lock=True), key)
+    return await _issue(session, desk, node, key, node.public_key_pem, revision, now)
+
+
+def _same(node: Node | None, key: ec.EllipticCurvePublicKey) -> Node:
     if node is None or node.revoked_at:
         raise Forbidden("this node was revoked")
     if node.public_key_pem != pki.public_key_pem(key):
         raise Forbidden("this node has another key by now")
-    if node.certificate_expires_at - now > pki.NODE_LIFE / 2:
-        return node
-    return await _issue(session, desk, node, key, node.public_key_pem, node.revision, now)
+    return node
 
 
 async def _issue(

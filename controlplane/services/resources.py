@@ -20,7 +20,7 @@ from controlplane.resources.selector import Selector
 from controlplane.resources.site import Site
 from controlplane.services import auditing, listening, meshes, public_names
 from controlplane.services.sealing import Sealed, seal
-from controlplane.store import changes, nodes, registrations
+from controlplane.store import changes, nodes, registrations, tokens
 from controlplane.store import edges as edge_store
 from controlplane.store import refs as ref_store
 from controlplane.store import resources as store
@@ -194,10 +194,11 @@ async def _remove(session: AsyncSession, caller: Caller, gone: list[StoredJson],
 
 
 async def _close_site(session: AsyncSession, caller: Caller, site: StoredJson, moment: Moment) -> None:
-    """Its nodes are nobody's peers from this revision on, their registrations are retired, and its listeners are free."""
+    """Its nodes are nobody's peers from this revision on, nobody joins it any more, and its listeners are free."""
     live = await nodes.live(session, caller.tenant_id, [site.uid])
     await nodes.revoke(session, caller.tenant_id, [node.id for node in live], moment.revision, moment.now)
     await registrations.retire_of_site(session, caller.tenant_id, site.name, moment.now)
+    await tokens.revoke_of_site(session, caller.tenant_id, site.name, moment.now)
     await release_site(session, caller.tenant_id, site.uid)
 
 

@@ -72,7 +72,9 @@ async def add(session: AsyncSession, tenant_id: UUID, node: Node) -> None:
 async def get(session: AsyncSession, tenant_id: UUID, node_id: UUID, *, lock: bool = False) -> Node | None:
     """`lock` keeps others from changing it until the transaction ends."""
     query = select(NodeRow).filter_by(tenant_id=tenant_id, id=node_id)
-    return value(Node, await session.scalar(query.with_for_update() if lock else query))
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return value(Node, await session.scalar(query))
 
 
 async def live(session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID] | None = None) -> tuple[Node, ...]:

@@ -90,6 +90,13 @@ async def revoke(session: AsyncSession, tenant_id: UUID, name: str, now: datetim
     session.expire_all()
 
 
+async def revoke_of_site(session: AsyncSession, tenant_id: UUID, site_name: str, now: datetime) -> None:
+    """All that admit to it alone."""
+    statement = update(TokenRow).filter_by(tenant_id=tenant_id, site_name=site_name, revoked_at=None).values(revoked_at=now)
+    await session.execute(statement.execution_options(synchronize_session=False))
+    session.expire_all()
+
+
 async def delete(session: AsyncSession, tenant_id: UUID, name: str) -> bool:
     """False if there was none."""
     statement = delete_rows(TokenRow).filter_by(tenant_id=tenant_id, name=name).returning(TokenRow.id)

@@ -219,6 +219,7 @@ async def test_a_node_renews_its_certificate_with_another_key_and_may_lose_the_a
 
 
 async def test_decommissioning_revokes_at_once_and_a_new_site_of_the_name_inherits_nothing(app: FastAPI, user: httpx.AsyncClient) -> None:
+    token = await token_for(user, "berlin", max_uses=2)
     async with admitted(app, user, "berlin") as made:
         old = made.credentials
         assert old
@@ -228,6 +229,9 @@ async def test_decommissioning_revokes_at_once_and_a_new_site_of_the_name_inheri
             await made.manifest()
         states = (await user.get(REGISTRATIONS)).json()["items"]
         assert [item["object"]["status"]["current_state"] for item in states] == ["RETIRED"]
+        async with node(app, token, "berlin", "node-2") as late:
+            with pytest.raises(Refused, match="was revoked"):
+                await late.bootstrap()
         with pytest.raises(Refused, match="was retired"):
             await made.fetch_credentials()
     async with admitted(app, user, "berlin") as again:

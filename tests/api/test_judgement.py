@@ -5,9 +5,12 @@ from datetime import timedelta
 from uuid import UUID
 
 import httpx
+import pytest
+from cryptography.x509 import load_pem_x509_certificate
 from fastapi import FastAPI
 from sqlalchemy import select
 
+from agent.errors import Refused
 from controlplane.auth import Caller
 from controlplane.services import sites
 from controlplane.services.heartbeats import lease
@@ -15,7 +18,7 @@ from controlplane.store import nodes
 from controlplane.store.nodes import NodeStatus
 from controlplane.store.session import Database
 from controlplane.store.tables import NodeRow
-from tests.api.enrolled import Node, admitted, caught_up, node, token_for
+from tests.api.enrolled import SITES, Node, admitted, caught_up, node, token_for
 from tests.api.test_delivery import publish, tenant_of
 from tests.api.test_objects import BALANCERS
 from tests.backend import now
@@ -86,11 +89,24 @@ async def test_nobody_joins_a_site_while_it_is_decommissioned(app: FastAPI, user
             joining = asyncio.create_task(second.bootstrap())
             done, _ = await asyncio.wait({joining}, timeout=0.5)
             assert not done
-        assert await joining == "APPROVED"
-        credentials = await second.fetch_credentials()
-        assert first.credentials
-        assert credentials.site_id != first.credentials.site_id
-        assert (await second.manifest()).entries
+        with pytest.raises(Refused, match="was revoked"):
+            await joining
+        assert (await user.get(f"{SITES}/a")).status_code == 404
+
+
+async def test_every_certificate_is_known_however_many_are_asked_for_at_once(
+    app: FastAPI, user: httpx.AsyncClient, database: Database
+) -> None:
+    async with admitted(app, user, "a") as made:
+        tenant_id = UUID(tenant_of(made))
+        async with database.sessions(tenant_id) as session:
+            await nodes.change(session, tenant_id, node_id(made), certificate_expires_at=now() + timedelta(hours=1))
+        issued = await asyncio.gather(*(made.fetch_credentials() for _ in range(4)))
+        async with database.sessions(tenant_id) as session:
+            found = await nodes.get(session, tenant_id, node_id(made))
+    assert found
+    serials = {f"{load_pem_x509_certificate(each.certificate_pem.encode()).serial_number:x}" for each in issued}
+    assert serials <= {serial for serial, _ in found.leaves}
 
 
 async def test_revoked_nodes_are_forgotten_in_the_end(app: FastAPI, user: httpx.AsyncClient, database: Database) -> None:

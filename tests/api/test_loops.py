@@ -12,6 +12,7 @@ from agent.protocol.report import EdgeMetrics, MetricsReport, Report
 from controlplane.loops import retention
 from controlplane.loops.retention import Keep, forget_once
 from controlplane.store import telemetry
+from controlplane.store.locks import Lock, take
 from controlplane.store.session import Database
 from tests.api.enrolled import TOKENS, Node, admitted, create_token, live, node
 from tests.api.test_delivery import publish, tenant_of, waiting
@@ -77,7 +78,7 @@ async def test_one_replica_at_a_time_forgets(app: FastAPI, user: httpx.AsyncClie
     database = app.state.services.database
     name = (await create_token(user))["metadata"]["name"]
     async with database.transaction() as session:
-        await session.execute(text("SELECT pg_advisory_xact_lock(:owner)"), {"owner": retention._OWNER})
+        await take(session, Lock.RETENTION)
         await forget_once(database, KEEP, now() + 2 * retention.KEEP_ENDED)
         assert (await user.get(f"{TOKENS}/{name}")).status_code == 200
     await forget_once(database, KEEP, now() + 2 * retention.KEEP_ENDED)
