@@ -15,19 +15,16 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import vici
 
-from agent.backoff import backoff
 from agent.errors import AgentError
 from agent.ipsec import PORT, RETRANSMISSIONS, RETRANSMIT_S
-from agent.log import log
-from agent.process import Running, alive, environment, exit_of, overwrite, started
-from agent.protocol.base import content_hash
+from agent.process import Program, environment, overwrite
 from agent.protocol.overlay import OVERLAY
 
 Esp = Literal["kernel", "userspace"]
@@ -40,9 +37,6 @@ _MTU = 1280
 """Inside tunnels: IPv6's least, so that a path of 1,360 bytes carries a whole packet with all that is put around it."""
 _CALL_S = 5.0
 _LOG_LIMIT_BYTES = 4 << 20
-_LOG_CHECK_S = 30.0
-_STEADY_S = 30.0
-_STOP_S = 3.0
 _ADD_ADDRESS, _REMOVE_ADDRESS, _ADD_ROUTE = 0x8916, 0x8936, 0x890B
 """`SIOCSIFADDR`, `SIOCDIFADDR` and `SIOCADDRT` of <linux/sockios.h>."""
 _REJECT = 0x0200
@@ -122,62 +116,24 @@ def _reject_the_rest() -> None:
 
 
 @dataclass
-class Charon:
-    """`run` keeps one daemon alive; `stop` ends it."""
-
-    binary: Path
-    run_dir: Path
-    log_path: Path
+class Charon(Program):
+    name = "charon"
     esp: Esp
     address: str
     """Inside tunnels."""
-    pid: int | None = field(default=None, init=False)
-    starts: int = field(default=0, init=False)
-    """How often another daemon took over, which knows nothing of what the one before was told."""
-    _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
-
-    async def run(self) -> NoReturn:
-        """Adopt or start it, and start it again whenever it ends."""
-        loop = asyncio.get_running_loop()
-        delays = backoff(0.2, 10.0)
-        while True:
-            began = loop.time()
-            try:
-                self.pid = await self._adopt() or self._start()
-                self.starts += 1
-                await self._ended(self.pid)
-                log.warning("strongSwan ended", pid=self.pid, code=self._reap())
-            except OSError as error:
-                log.error("strongSwan does not start", error=str(error))  # the message says it all
-            self.pid = None
-            if loop.time() - began > _STEADY_S:
-                delays = backoff(0.2, 10.0)
-            await asyncio.sleep(next(delays))
 
     async def stop(self) -> None:
-        """Ask it to end, which closes its tunnels; then make it end."""
-        if self.pid is None:
-            return
-        await self._end(self.pid, signal.SIGTERM, signal.SIGKILL)
-        self.pid = None
-        with suppress(OSError):
-            _assign(_REMOVE_ADDRESS, self.address)
+        """End, which closes its tunnels, and take its address away."""
+        if self.pid is not None:
+            await super().stop()
+            with suppress(OSError):
+                _assign(_REMOVE_ADDRESS, self.address)
 
     def kill(self) -> None:
         """One that hangs: `run` starts another."""
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-
-    async def _end(self, pid: int, *signals: signal.Signals) -> None:
-        for sign in signals:
-            with suppress(ProcessLookupError):
-                os.kill(pid, sign)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_STOP_S):
-                    await exit_of(pid)
-                    break
-        self._reap()
 
     @contextmanager
     def session(self, patience_s: float | None = None) -> Iterator[vici.Session]:
@@ -199,7 +155,14 @@ class Charon:
         if self.esp == "userspace" and "kernel-libipsec" not in loaded:
             raise NoIpsec("strongSwan lacks the plugin kernel-libipsec, and the kernel does not encrypt")
 
-    def _start(self) -> int:
+    async def _fault(self) -> str:
+        try:
+            await asyncio.to_thread(self.check)
+        except CharonFailed as error:
+            return str(error)
+        return ""
+
+    def _launch(self) -> int:
         prepare(self.address, self.esp)
         overwrite(self.run_dir / "strongswan.conf", self._config())
         (self.run_dir / "vici.sock").unlink(missing_ok=True)
@@ -213,38 +176,7 @@ class Charon:
                 start_new_session=True,
                 env={**inherited, "STRONGSWAN_CONF": str(self.run_dir / "strongswan.conf")},
             )
-        pid = self._child.pid
-        try:
-            overwrite(self._note, Running(pid=pid, started=started(pid), fingerprint=self._fingerprint()).model_dump_json())
-        except OSError:
-            self._child.kill()  # or nobody would know of it, and the next one would share its port
-            self._reap()
-            raise
-        log.info("strongSwan started", pid=pid, esp=self.esp)
-        return pid
-
-    async def _adopt(self) -> int | None:
-        """The daemon that an earlier agent left, if it is the one we would start."""
-        running = alive(self._note)
-        if running is None:
-            return None
-        try:
-            if running.fingerprint == self._fingerprint():
-                await asyncio.to_thread(self.check)
-                log.info("strongSwan adopted", pid=running.pid)
-                return running.pid
-        except CharonFailed as error:
-            log.warning("strongSwan is replaced", reason=str(error))
-        await self._end(running.pid, signal.SIGTERM, signal.SIGKILL)
-        return None
-
-    @property
-    def _note(self) -> Path:
-        return self.run_dir / "charon.json"
-
-    def _fingerprint(self) -> str:
-        binary = self.binary.stat()
-        return content_hash(f"{self.binary} {binary.st_size} {binary.st_mtime_ns} {self._config()}".encode())
+        return self._child.pid
 
     def _config(self) -> str:
         """In strongSwan's own format, which wants a line for each setting."""
@@ -266,20 +198,10 @@ class Charon:
         }
         return "\n".join(_section({"charon-systemd": daemon})) + "\n"
 
-    async def _ended(self, pid: int) -> None:
-        """Wait for the process, and keep its log bounded meanwhile."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOG_CHECK_S):
-                    await exit_of(pid)
-                    return
-            with suppress(OSError):
-                if self.log_path.stat().st_size > _LOG_LIMIT_BYTES:
-                    os.truncate(self.log_path, 0)  # it is open for appending
-
-    def _reap(self) -> int | None:
-        child, self._child = self._child, None
-        return None if child is None else child.wait()
+    async def _bound_log(self) -> None:
+        with suppress(OSError):
+            if self.log_path.stat().st_size > _LOG_LIMIT_BYTES:
+                os.truncate(self.log_path, 0)  # it is open for appending
 
 
 def _quoted(path: str) -> str:

@@ -11,34 +11,25 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import httpx2
 
-from agent.backoff import backoff
 from agent.errors import Misconfigured, ProxyFailed
-from agent.log import log
-from agent.process import Running, alive, environment, exit_of, overwrite, started
-from agent.protocol.base import content_hash
+from agent.process import Program, environment, overwrite
 
 ProxyState = Literal["starting", "live", "down"]
 
 LOG_LIMIT_BYTES = 16 << 20
 """Of each of the two files that are kept of Envoy's log."""
-_LOG_CHECK_S = 30.0
 LISTENER_DRAIN_S = 5
 """How long a listener that is replaced leaves its connections to end: those of a site that was revoked last no longer."""
-_STEADY_S = 30.0
-"""An Envoy that lived so long starts again at once when it dies."""
-_STOP_S = 5.0
-"""After SIGTERM, before SIGKILL."""
 
 
 def find_envoy(wanted: Path | None) -> Path:
@@ -116,66 +107,28 @@ class Admin:
 
 
 @dataclass
-class Proxy:
-    """`run` keeps one Envoy alive; `stop` ends it."""
-
-    binary: Path
-    run_dir: Path
-    log_path: Path
+class Proxy(Program):
+    name = "envoy"
     bootstrap: Mapping[str, Any]
     concurrency: int | None = None
     log_level: str = "warning"
     drain_s: float = 5.0
     admin: Admin = field(init=False)
-    pid: int | None = field(default=None, init=False)
-    _child: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.admin = Admin(self.run_dir / "admin.sock")
-
-    @property
-    def adopted(self) -> bool:
-        """Whether the Envoy that runs was started by an earlier agent."""
-        return self.pid is not None and self._child is None
 
     async def state(self) -> ProxyState:
         if self.pid is None:
             return "down"
         return "live" if await self.admin.ready() else "starting"
 
-    async def run(self) -> NoReturn:
-        """Adopt or start Envoy, and start it again whenever it ends."""
-        loop = asyncio.get_running_loop()
-        delays = backoff(0.2, 10.0)
-        while True:
-            began = loop.time()
-            try:
-                self.pid = await self._adopt() or self._start()
-                await self._ended(self.pid)
-                log.warning("envoy ended", pid=self.pid, code=self._reap())
-            except (OSError, ProxyFailed) as error:
-                log.error("envoy does not start", error=str(error))  # the message says it all
-            self.pid = None
-            if loop.time() - began > _STEADY_S:
-                delays = backoff(0.2, 10.0)
-            await asyncio.sleep(next(delays))
-
     async def stop(self) -> None:
-        """Drain, ask to end, then make it end."""
-        pid = self.pid
-        if pid is None:
-            return
-        with suppress(ProxyFailed):
-            await self._drain()
-        for sign, patience_s in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, sign)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await exit_of(pid)
-                    break
-        self._reap()
-        self.pid = None
+        """Drain, and end."""
+        if self.pid is not None:
+            with suppress(ProxyFailed):
+                await self._drain()
+        await super().stop()
 
     async def _drain(self) -> None:
         """Close connections as their requests end, and wait until they have gone or the time is up."""
@@ -195,11 +148,10 @@ class Proxy:
             command += ["--concurrency", str(self.concurrency)]
         return command
 
-    def _fingerprint(self) -> str:
-        binary = self.binary.stat()
-        return content_hash(json.dumps([self._command(), binary.st_size, binary.st_mtime_ns, self.bootstrap], sort_keys=True).encode())
+    def _config(self) -> str:
+        return json.dumps([self._command(), self.bootstrap], sort_keys=True)
 
-    def _start(self) -> int:
+    def _launch(self) -> int:
         overwrite(self.run_dir / "bootstrap.json", json.dumps(self.bootstrap, indent=1))
         (self.run_dir / "admin.sock").unlink(missing_ok=True)
         with self.log_path.open("ab") as output:
@@ -209,51 +161,17 @@ class Proxy:
             )
         assert self._child.stdout is not None
         with self._child.stdout as said:
-            pid = int(said.readline())
-        running = Running(pid=pid, started=started(pid), fingerprint=self._fingerprint())
-        try:
-            overwrite(self.run_dir / "envoy.json", running.model_dump_json())
-        except OSError:
-            os.kill(pid, signal.SIGKILL)  # or nobody would know of it, and the next one would share its ports
-            self._reap()
-            raise
-        log.info("envoy started", pid=pid, binary=str(self.binary))
-        return pid
+            return int(said.readline())
 
-    async def _adopt(self) -> int | None:
-        """The Envoy that an earlier agent left, if it is the one we would start."""
-        running = alive(self.run_dir / "envoy.json")
-        if running is None:
-            return None
-        self.pid = running.pid
-        if running.fingerprint != self._fingerprint():
-            log.info("envoy is replaced: its binary or bootstrap changed", pid=running.pid)
-            await self.stop()
-            return None
+    async def _fault(self) -> str:
         try:
             await self.admin.get("/server_info")
-        except ProxyFailed:
-            log.warning("envoy is replaced: it does not answer", pid=running.pid)
-            await self.stop()
-            return None
-        log.info("envoy adopted", pid=running.pid)
-        return running.pid
+        except ProxyFailed as error:
+            return str(error)
+        return ""
 
-    async def _ended(self, pid: int) -> None:
-        """Wait for the process, and keep its log bounded meanwhile."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOG_CHECK_S):
-                    await exit_of(pid)
-                    return
-            await self._rotate_log()
-
-    async def _rotate_log(self) -> None:
+    async def _bound_log(self) -> None:
         with suppress(OSError, ProxyFailed):
             if self.log_path.stat().st_size > LOG_LIMIT_BYTES:
                 self.log_path.replace(self.log_path.with_suffix(".log.1"))
                 await self.admin.post("/reopen_logs")
-
-    def _reap(self) -> int | None:
-        child, self._child = self._child, None
-        return None if child is None else child.wait()

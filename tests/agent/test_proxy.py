@@ -138,7 +138,7 @@ async def test_the_log_is_bounded(envoy: Proxy, run_dir: Path, monkeypatch: pyte
     monkeypatch.setattr("agent.proxy.LOG_LIMIT_BYTES", 0)
     await until(envoy.admin.ready)
     (run_dir / "envoy.log").write_text("x")
-    await envoy._rotate_log()
+    await envoy._bound_log()
     assert (run_dir / "envoy.log.1").read_text() == "x"
     await envoy.admin.post("/logging?level=info")
     await until((run_dir / "envoy.log").exists)
