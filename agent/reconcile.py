@@ -20,7 +20,7 @@ from agent.errors import AgentError, ProxyFailed
 from agent.intake import Wanted, readable
 from agent.isolate import Accepted, Trial, accept
 from agent.log import log
-from agent.paths import REVERSE, Watch, relieved, watches
+from agent.paths import IPSEC, REVERSE, Watch, relieved, watches
 from agent.protocol.items import ItemKind
 from agent.protocol.manifest import Entry
 from agent.protocol.overlay import overlay_address
@@ -309,7 +309,7 @@ class Reconciler:
             paths={
                 site: dict(view.paths)
                 for site, view in self.peers.views.items()
-                if set(view.paths.values()) - {True} or REVERSE in view.paths
+                if set(view.paths.values()) - {True} or {IPSEC, REVERSE} & view.paths.keys()  # untried, were they not named
             },
         )
 

@@ -11,7 +11,7 @@ from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, ItemId, Local
 from agent.envoy.render import render
 from agent.envoy.resources import CLUSTER, Resources
 from agent.intake import Intake, Wanted, restored
-from agent.paths import DIRECT, REVERSE, Route, Watch
+from agent.paths import DIRECT, IPSEC, REVERSE, Route, Watch
 from agent.pods import SitePods
 from agent.protocol.items import Export, ExportUse, ItemKind
 from agent.protocol.manifest import Manifest
@@ -334,13 +334,14 @@ async def test_the_peers_that_a_node_dials_are_rendered_and_saved(node: Node, mo
     assert node.reconciler.to_save().dials == ("there",)
 
 
-async def test_the_paths_that_are_not_used_are_saved(node: Node) -> None:
+async def test_the_paths_are_saved_that_another_agent_would_take_for_something_else(node: Node) -> None:
     node.peers.views = {
         "there": PeerView(True, {}, {DIRECT: False, "e1": True}),
         "elsewhere": PeerView(True, {}, {DIRECT: True}),
         "nowhere": PeerView(True, {}, {REVERSE: True}),
+        "close": PeerView(True, {}, {IPSEC: True}),
     }
-    assert node.reconciler.to_save().paths == {"there": {DIRECT: False, "e1": True}, "nowhere": {REVERSE: True}}
+    assert node.reconciler.to_save().paths == {"there": {DIRECT: False, "e1": True}, "nowhere": {REVERSE: True}, "close": {IPSEC: True}}
 
 
 async def test_what_no_item_made_is_the_nodes_fault_and_holds_back_no_item(node: Node) -> None:
