@@ -31,8 +31,7 @@ async def run(settings: Settings) -> None:
     gc.set_threshold(COLLECTED_AFTER)
     gc.freeze()
     find_envoy(settings.envoy)
-    settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.sockets.chmod(0o700)
+    _make_private(settings.sockets)
     node: Node | None = None
     probed = host_and_port(settings.health_address, DEFAULT_PORT) if settings.health_address else None
     with StateDirectory(settings.state_dir) as directory:
@@ -60,6 +59,14 @@ async def run(settings: Settings) -> None:
                 with suppress(StorageFailed):  # the next agent is told again
                     directory.retire(str(told))
                 raise _retired(directory, str(told)) from told
+
+
+def _make_private(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run_dir.chmod(0o700)
+    except OSError as error:
+        raise Misconfigured(f"{run_dir} (run directory) cannot be made, for this user alone: {error.strerror}") from error
 
 
 def _retired(directory: StateDirectory, said: str) -> Retired:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from agent.__main__ import app
 from agent.errors import Misconfigured
+from agent.run import _make_private
 from agent.settings import Settings, host_and_port, usable_cpus
 
 
@@ -98,6 +99,12 @@ def test_the_token_is_not_shown(tmp_path: Path) -> None:
 def test_a_directory_too_long_for_sockets_is_refused() -> None:
     with pytest.raises(Misconfigured, match="AGENT_RUN_DIR"):
         _ = Settings(state_dir=Path("/" + "x" * 120)).sockets
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Misconfigured, match=r"file/run \(run directory\).*Not a directory"):
+        _make_private(Settings(state_dir=tmp_path / "file").sockets)
 
 
 def test_help_names_every_setting_with_its_variable() -> None:
