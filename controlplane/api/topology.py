@@ -182,7 +182,7 @@ def _link(link: Link, observed: Observed, now: datetime) -> Json:
 
 
 def _tunnel(tunnel: IpsecTunnel, link: Link, observed: Observed, now: datetime) -> Json:
-    """With one node of the peer. Ages are those of the report, and what has passed since."""
+    """With one node of the peer. Ages are those of the report, and what has passed since. One that has never been up has a reason without a time."""
     since_s = _age_s(link.reported_at, now)
     role = "TUNNEL_INITIATOR" if tunnel.initiator else "TUNNEL_RESPONDER"
     return {
@@ -193,7 +193,7 @@ def _tunnel(tunnel: IpsecTunnel, link: Link, observed: Observed, now: datetime) 
         "remoteAddress": tunnel.remote,
         "ike": {"cipher_suite": tunnel.ike, "age_s": tunnel.ike_age_s + since_s} if tunnel.up else None,
         "esp": _child(tunnel, since_s) if tunnel.up else None,
-        "ike_tunnel_flap_reason": {"flap_reason": tunnel.flap_reason, "time": _moment(tunnel.last_flap)} if tunnel.last_flap else None,
+        "ike_tunnel_flap_reason": {"flap_reason": tunnel.flap_reason, "time": _moment(tunnel.last_flap)} if tunnel.flap_reason else None,
     }
 
 

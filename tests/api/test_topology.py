@@ -151,6 +151,11 @@ async def test_ipsec_is_told_with_its_tunnels_and_why_there_is_none(app: FastAPI
         assert (link["encap"], tunnel["state"], tunnel["role"]) == ("IPSEC_PKI", "TUNNEL_UP", "TUNNEL_INITIATOR")
         assert (tunnel["esp"]["spi_in"], tunnel["esp"]["bytes_in"]) == ("c0", 7)
         assert tunnel["ike_tunnel_flap_reason"]["flap_reason"] == "the peer closed it"
+        never = IpsecTunnel(node_id="n", up=False, flap_reason="received AUTHENTICATION_FAILED error notify")
+        await tell(app, a, seen(b, "DOWN", "ipsec", ipsec=(never,)))
+        (tunnel,) = (await why(user, "a", "b"))["paths"][0]["tunnels"]
+        assert (tunnel["state"], tunnel["role"], tunnel["esp"]) == ("TUNNEL_DOWN", "UNKNOWN_TUNNEL_ROLE", None)
+        assert tunnel["ike_tunnel_flap_reason"] == {"flap_reason": never.flap_reason, "time": None}
 
 
 async def test_spokes_hear_why_they_are_not_direct(app: FastAPI, user: httpx.AsyncClient) -> None:
