@@ -66,7 +66,8 @@ def _remedy(between: Between) -> str:
         return f"the tunnel must be IPsec, and {between.no_ipsec}"
     direct = [link for link in between.links if link.report.path == (IPSEC if only_ipsec else DIRECT)]
     if down := next((link for link in direct if link.status == DOWN), None):
-        return f"the direct path fails ({down.report.error or 'no answer'}): let {source} reach the gateway of {destination}"
+        end = "IKE daemon" if only_ipsec else "gateway"
+        return f"the direct path fails ({down.report.error or 'no answer'}): let {source} reach the {end} of {destination}"
     if held := next((link for link in direct if link.status == UP and not link.report.in_use), None):
         return f"the direct path answers; {held.report.reason or 'it is used again soon'}"
     if not between.has_gateway and not only_ipsec:

@@ -153,7 +153,9 @@ async def test_ipsec_is_told_with_its_tunnels_and_why_there_is_none(app: FastAPI
         assert tunnel["ike_tunnel_flap_reason"]["flap_reason"] == "the peer closed it"
         never = IpsecTunnel(node_id="n", up=False, flap_reason="received AUTHENTICATION_FAILED error notify")
         await tell(app, a, seen(b, "DOWN", "ipsec", ipsec=(never,)))
-        (tunnel,) = (await why(user, "a", "b"))["paths"][0]["tunnels"]
+        down = await why(user, "a", "b")
+        assert down["to_be_direct"] == "the direct path fails (no answer): let a reach the IKE daemon of b"
+        (tunnel,) = down["paths"][0]["tunnels"]
         assert (tunnel["state"], tunnel["role"], tunnel["esp"]) == ("TUNNEL_DOWN", "UNKNOWN_TUNNEL_ROLE", None)
         assert tunnel["ike_tunnel_flap_reason"] == {"flap_reason": never.flap_reason, "time": None}
 
