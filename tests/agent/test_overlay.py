@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from cryptography import x509
 
 from agent import charon, overlay
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, NodeIdentity
-from agent.ipsec import CHILD
+from agent.ipsec import CHILD, PORT
 from agent.overlay import Overlay
 from agent.protocol.items import IpsecNode, ItemKind, Peer, Site
 from agent.protocol.overlay import overlay_address
@@ -77,6 +78,7 @@ class End:
     peers: tuple["End", ...] = ()
     host: str | None = None
     """By which others know it, if that is not its address."""
+    port: int = PORT
     timeout_ms: int = 10_000
     crl: str = ""
     shown: str = ""
@@ -136,7 +138,7 @@ class End:
 
     def known(self) -> IpsecNode:
         host = self.place.underlay if self.host is None else self.host
-        return IpsecNode(node_id=self.node_id, host=host if self.dialable else "")
+        return IpsecNode(node_id=self.node_id, host=host if self.dialable else "", port=self.port)
 
     async def stop(self) -> None:
         """As an agent that is killed."""
@@ -289,19 +291,26 @@ async def test_what_no_ipsec_tunnel_takes_does_not_leave_in_clear(ends: Start) -
 
 
 @pytest.mark.skipif(not shutil.which("nft"), reason="needs nft")
-async def test_ipsec_passes_nat_that_changes_ports(ends: Start) -> None:
-    """The end behind it cannot be dialled, and its packets come from another port."""
-    rules = "add table ip nat; add chain ip nat out { type nat hook postrouting priority 100; }; "
-    rules += "add rule ip nat out udp sport 4500 masquerade to :40000-40010"
+async def test_ipsec_passes_nat_that_changes_ports_on_both_sides(ends: Start) -> None:
+    """One end is reached by another port, as by a NodePort; the other cannot be dialled, and its packets come from another port."""
     one, other = ends(dialable=False)
-    subprocess.run(other.place.command(["nft", *rules.split()]), check=True, capture_output=True)  # noqa: ASYNC221  # a moment
-    try:
+    one.port = 30_500
+    with _nat(one.place, "prerouting", "udp dport 30500 redirect to :4500"), _nat(other.place, "postrouting", "masquerade to :40000-40010"):
         tunnel = await up(one, other)
         assert 40_000 <= int(tunnel.remote.rpartition(":")[2]) <= 40_010
+        assert other.to(one).remote == f"{one.place.underlay}:30500"
         assert await carried(one, other) == 1024
         assert await carried(other, one, _BULK) == _BULK
+
+
+@contextmanager
+def _nat(place: Place, hook: str, rule: str) -> Iterator[None]:
+    rules = f"add table ip nat; add chain ip nat it {{ type nat hook {hook} priority 0; }}; add rule ip nat it meta l4proto udp {rule}"
+    subprocess.run(place.command(["nft", rules]), check=True, capture_output=True)
+    try:
+        yield
     finally:
-        subprocess.run(other.place.command(["nft", "delete", "table", "ip", "nat"]), check=True, capture_output=True)  # noqa: ASYNC221
+        subprocess.run(place.command(["nft", "delete", "table", "ip", "nat"]), check=True, capture_output=True)
 
 
 async def test_ipsec_goes_over_ipv6_as_well(ends: Start) -> None:
