@@ -22,7 +22,7 @@ def main(url: str, state_dir: str, directory: str, *sites: str) -> None:
         if site.startswith("edge-"):
             post("/api/config/namespaces/system/sites", {"metadata": {"name": site}, "spec": {"site_type": "REGIONAL_EDGE"}})
         token = post("/api/register/namespaces/system/tokens", {"metadata": {"name": site}, "spec": {"type": "JWT", "site_name": site}})
-        file.touch(mode=0o600)
+        file.touch(mode=0o640)  # agents with IPsec are another user, of the same group
         file.write_text(token["spec"]["content"])
 
 

@@ -1,4 +1,4 @@
-"""`docker-compose.yml` on a machine without a Docker engine, and if need be without a registry: Podman with storage and settings of its own.
+"""`docker-compose.yml`, alone or with overrides, on a machine without a Docker engine, and if need be without a registry: Podman with storage and settings of its own.
 
 What cannot be pulled is stood in for: Debian's Python for the base image, and Debian's Postgres, started as the official image's variables say.
 """
@@ -96,12 +96,15 @@ class Podman:
             return False
         return True
 
-    def images(self) -> None:
+    def prepare(self) -> None:
+        """Images, and what reads the compose file."""
         if not self.succeeds("pull", "--quiet", PYTHON, timeout=_PULL_S):
             self._stand_in_for_python()
         if not self.succeeds("pull", "--quiet", POSTGRES, timeout=_PULL_S):
             self._stand_in_for_postgres()
-        for target in ("agent", "controlplane", "samples"):
+        self.run(sys.executable, "-m", "venv", self.scratch / "venv")
+        self.run(self.scratch / "venv/bin/pip", "install", "--quiet", PODMAN_COMPOSE)
+        for target in ("agent", "agent-ipsec", "controlplane", "samples"):
             file = "deploy/containers/Containerfile"
             self("build", "--network", "host", "--file", file, "--target", target, "--tag", f"localhost/isthmus-{target}", ROOT)
 
@@ -132,23 +135,24 @@ class Composed:
     """
 
     podman: Podman
-    file: Path = field(init=False)
-    depends: Mapping[str, Mapping[str, Mapping[str, str]]] = field(init=False)
+    overrides: tuple[Path, ...] = ()
+    files: list[str | Path] = field(default_factory=list, init=False)
+    """As options."""
+    depends: dict[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        document: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-        services = document["services"]
-        self.depends = {name: service.pop("depends_on", {}) for name, service in services.items()}
-        for service in services.values():
-            service.pop("ports", None)
-            service.pop("build", None)
-        self.file = self.podman.scratch / "compose.yml"
-        self.file.write_text(yaml.safe_dump(document))
-        self.podman.run(sys.executable, "-m", "venv", self.podman.scratch / "venv")
-        self.podman.run(self.podman.scratch / "venv/bin/pip", "install", "--quiet", PODMAN_COMPOSE)
+        for file in (ROOT / "docker-compose.yml", *self.overrides):
+            document: dict[str, Any] = yaml.safe_load(file.read_text())
+            for name, service in document["services"].items():
+                self.depends.setdefault(name, service.pop("depends_on", {}))
+                service.pop("ports", None)
+                service.pop("build", None)
+            copy = self.podman.scratch / file.name
+            copy.write_text(yaml.safe_dump(document))
+            self.files += ["-f", copy]
 
     def compose(self, *arguments: str) -> None:
-        self.podman.run(self.podman.scratch / "venv/bin/podman-compose", "-p", PROJECT, "-f", self.file, *arguments)
+        self.podman.run(self.podman.scratch / "venv/bin/podman-compose", "-p", PROJECT, *self.files, *arguments)
 
     async def up(self) -> None:
         waiting = dict(self.depends)
@@ -188,16 +192,22 @@ class Composed:
 
 
 @contextmanager
-def composed(scratch: Path) -> Iterator[Composed]:
-    """With its images; everything is gone afterwards."""
+def prepared(scratch: Path) -> Iterator[Podman]:
+    """With all images; everything is gone afterwards."""
     podman = Podman(scratch)
     try:
-        podman.images()
-        fabric = Composed(podman)
-        try:
-            yield fabric
-        finally:
-            fabric.compose("down", "--volumes")
+        podman.prepare()
+        yield podman
     finally:
         podman("rmi", "--all", "--force")
         shutil.rmtree(scratch)
+
+
+@contextmanager
+def composed(podman: Podman, *overrides: Path) -> Iterator[Composed]:
+    """Not started."""
+    fabric = Composed(podman, overrides)
+    try:
+        yield fabric
+    finally:
+        fabric.compose("down", "--volumes")
