@@ -1,9 +1,11 @@
 """What strongSwan is told, and what its answers mean."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
+from agent.charon import Charon, Esp
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, NodeIdentity
 from agent.ipsec import associations, connections, trust
 from agent.protocol.items import IpsecNode, ItemKind, Peer
@@ -79,3 +81,12 @@ def test_of_several_tunnels_the_newest_counts_and_one_without_child_is_none() ->
     assert building == {"n7"}
     found = up["n6"]
     assert (found.tunnel.spi_in, found.tunnel.bytes_in, found.asks) == ("c1", 7, True)
+
+
+def test_who_encrypts_makes_a_difference_to_the_daemons_plugins_alone() -> None:
+    kernel, userspace = (
+        Charon(Path("charon"), Path("run"), Path("log"), esp, overlay_address("n5"))._config().splitlines() for esp in get_args(Esp)
+    )
+    (differing,) = ((one, other) for one, other in zip(kernel, userspace, strict=True) if one != other)
+    assert differing[0].startswith("load = ")
+    assert differing[1] == differing[0].replace("kernel-netlink", "kernel-libipsec kernel-netlink")
