@@ -37,7 +37,7 @@ def podman() -> Iterator[Podman]:
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if os.geteuid() != 0 or missing:
         pytest.skip(f"needs root and Debian's {', '.join(missing or PROGRAMS)}, netavark and aardvark-dns")
-    with prepared(Path(tempfile.mkdtemp(prefix="isthmus-compose-")) / "podman") as podman:
+    with prepared(Path(tempfile.mkdtemp(prefix="isthmus-compose-"))) as podman:
         yield podman
 
 
