@@ -32,7 +32,7 @@ from agent.envoy.messages import (
 )
 from agent.envoy.pools import CACHE, PoolView
 from agent.envoy.resources import Resource, resource
-from agent.protocol.items import CircuitBreaker, Origin, OriginPool, OutlierDetection
+from agent.protocol.items import CircuitBreaker, Origin, OriginPool, OutlierDetection, shard
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 STREAM_WINDOW = 8 * MIB
@@ -247,10 +247,11 @@ def _site_locality(site: str, weight: int, authority: str, via: str | None) -> F
     the requests that are in it. Hashes of requests still fall on the same site.
     """
     metadata = about({"site": site, "cluster": names.site(site), "authority": authority})
+    tunnel = names.tunnel(shard(site))
     if via is not None:
-        metadata["filter_metadata"]["envoy.lb"] = struct({"hash_key": f"envoy://{names.TUNNEL}/{site}"})
+        metadata["filter_metadata"]["envoy.lb"] = struct({"hash_key": f"envoy://{tunnel}/{site}"})
     endpoint = {
-        "endpoint": {"address": internal_address(names.TUNNEL, site if via is None else f"{site}/{via}")},
+        "endpoint": {"address": internal_address(tunnel, site if via is None else f"{site}/{via}")},
         "metadata": metadata,
         "load_balancing_weight": number(weight),
     }

@@ -7,7 +7,8 @@ from envoy.extensions.filters.http.router.v3.router_pb2 import Router
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpConnectionManager
 from envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutation_pb2 import HeaderMutation
 
-from agent.envoy.messages import ADS, Fields, extension, header, milliseconds
+from agent.envoy.inputs import Scope
+from agent.envoy.messages import ADS, Fields, about, extension, header, milliseconds
 
 REQUEST_HEADERS_TIMEOUT_MS = 10_000
 HANDSHAKE_TIMEOUT_MS = 5_000
@@ -38,6 +39,15 @@ def connect_route(cluster: str, *, terminated: bool = True, **match: object) -> 
     upgrade = {"upgrade_type": "CONNECT", **({"connect_config": {}} if terminated else {})}
     action = {"cluster": cluster, "timeout": milliseconds(0), "idle_timeout": milliseconds(0), "upgrade_configs": [upgrade]}
     return {"match": {"connect_matcher": {}, **match}, "route": action}
+
+
+def of_shard(shard: str, scope: Scope) -> Fields | None:
+    """Metadata of a filter chain for connections with sites of the shard.
+
+    Nothing reads it. With another revision it is another filter chain, and Envoy ends the connections of the one before: those of the revoked too.
+    """
+    revision = scope.revocations.get(shard)
+    return None if revision is None else about({"revoked": str(revision)})
 
 
 def early_mutations(*mutations: Fields) -> list[Fields]:

@@ -23,13 +23,13 @@ from agent.envoy import callers, connections, names, reverse, tls
 from agent.envoy.clusters import TUNNEL_BUFFER, http2
 from agent.envoy.connections import connect_route
 from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
-from agent.envoy.messages import Fields, about, extension, flag, header, milliseconds, number, packed, socket_address, state
+from agent.envoy.messages import Fields, extension, flag, header, milliseconds, number, packed, socket_address, state
 from agent.envoy.policy import Requests, Verdict, matcher, verdicts
 from agent.envoy.pools import CACHE
 from agent.envoy.predicates import Input, Predicate, any_of, begins, exactly, filter_state, negated, peer_uri, source_ip
 from agent.envoy.predicates import header as header_input
 from agent.envoy.resources import ROUTES, Part, Resource, assembled, part, resource
-from agent.protocol.items import EDGES, Export, ExportUse, OriginPool
+from agent.protocol.items import EDGES, SHARDS, Export, ExportUse, OriginPool
 from agent.protocol.overlay import OVERLAY_GATEWAY_PORT
 from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEALTH_PATH
 
@@ -47,24 +47,21 @@ class ExportParts(NamedTuple):
     exports: Part
 
 
+@lru_cache(16)
 def listener(addresses: Addresses, scope: Scope) -> Resource:
     """Takes CONNECT streams of peers and, where the fabric has regional edges, handshakes of their reverse tunnels."""
-    reversed_: Fields = {}
-    chains = [_peers_chain(scope)]
-    if scope.edge_anchor_pem:
-        chains.insert(0, reverse.handshakes(scope.tenant_id, _peers_uri(scope), names.PEER_ANCHOR_SECRET))
-        reversed_ = {"listener_filters": [tls.inspector()]}
+    tunnels = [reverse.handshakes(scope.tenant_id, _peers_uri(scope), names.PEER_ANCHOR_SECRET)] if scope.edge_anchor_pem else []
     message = Listener(
         name=names.GATEWAY,
         address=socket_address(addresses.gateway_host, addresses.gateway_port),
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
-        filter_chains=chains,
-        metadata=_revocations(scope),
-        **reversed_,
+        listener_filters=[tls.inspector()],
+        filter_chains=[*tunnels, *_peers_chains(scope)],
     )
     return resource(message, [])
 
 
+@lru_cache(16)
 def overlay_listener(scope: Scope) -> Resource:
     """The same for peers that come through IPsec: nothing but the way differs. The address may be there only later."""
     message = Listener(
@@ -72,42 +69,41 @@ def overlay_listener(scope: Scope) -> Resource:
         address=socket_address(scope.overlay, OVERLAY_GATEWAY_PORT),
         freebind=flag(value=True),
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
-        filter_chains=[_peers_chain(scope)],
-        metadata=_revocations(scope),
+        listener_filters=[tls.inspector()],
+        filter_chains=_peers_chains(scope),
     )
     return resource(message, [])
 
 
+@lru_cache(16)
 def relayed_listener(scope: Scope) -> Resource:
     """Internal listener `relayed`: the same for sessions out of reverse tunnels, where regional edges may be the other end too."""
-    edges = _chain(names.tenant_uri(scope.trust_domain, EDGES), names.EDGE_ANCHOR_SECRET)
+    edges = names.tenant_uri(scope.trust_domain, EDGES)
     message = Listener(
         name=names.RELAYED,
         internal_listener={},
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         listener_filters=[tls.inspector()],
-        filter_chains=[{**edges, "filter_chain_match": {"server_names": [names.INGRESS_SERVER_NAME]}}, _peers_chain(scope)],
-        metadata=_revocations(scope),
+        filter_chains=[_chain(names.INGRESS_SERVER_NAME, edges, names.EDGE_ANCHOR_SECRET, EDGES, scope), *_peers_chains(scope)],
     )
     return resource(message, [])
-
-
-def _revocations(scope: Scope) -> Fields | None:
-    """Nothing reads it. With another number it is another listener, and Envoy ends the connections of the one before: those of the revoked too."""
-    return about({"revocations": str(scope.revocations)}) if scope.revocations else None
 
 
 def _peers_uri(scope: Scope) -> str:
     return names.tenant_uri(scope.trust_domain, scope.tenant_id)
 
 
-def _peers_chain(scope: Scope) -> Fields:
-    return _chain(_peers_uri(scope), names.PEER_ANCHOR_SECRET)
+def _peers_chains(scope: Scope) -> list[Fields]:
+    """One for each shard, so that a revocation ends the connections of few others. The certificate must belong to the shard that its owner asked for."""
+    anchor = names.PEER_ANCHOR_SECRET
+    return [_chain(names.peers_server_name(shard), _peers_uri(scope) + shard, anchor, shard, scope) for shard in SHARDS]
 
 
-def _chain(uri_prefix: str, anchor_secret: str) -> Fields:
+def _chain(server_name: str, uri_prefix: str, anchor_secret: str, shard: str, scope: Scope) -> Fields:
     return {
+        "filter_chain_match": {"server_names": [server_name]},
         "filters": [_manager()],
+        "metadata": connections.of_shard(shard, scope),
         "transport_socket": tls.from_node(uri_prefix, anchor_secret),
         "transport_socket_connect_timeout": milliseconds(connections.HANDSHAKE_TIMEOUT_MS),
     }

@@ -26,7 +26,7 @@ from agent.envoy.messages import (
 from agent.envoy.paths import DIRECT, IPSEC, Path, Way
 from agent.envoy.pools import CACHE
 from agent.envoy.resources import Resource, resource
-from agent.protocol.items import Edge, Gateway, Peer
+from agent.protocol.items import Edge, Gateway, Peer, shard
 from agent.protocol.overlay import OVERLAY_GATEWAY_PORT, overlay_address
 from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH
 
@@ -186,7 +186,8 @@ def _socket(peer: Peer, scope: Scope) -> Fields:
     if scope.regional:
         uri = names.site_uri(scope.trust_domain, peer.tenant_id, peer.site_id)
         return tls.to_node(uri, names.anchor(peer.tenant_id), server_name=names.INGRESS_SERVER_NAME)
-    return tls.to_node(names.site_uri(scope.trust_domain, scope.tenant_id, peer.site_id), names.PEER_ANCHOR_SECRET)
+    uri = names.site_uri(scope.trust_domain, scope.tenant_id, peer.site_id)
+    return tls.to_node(uri, names.PEER_ANCHOR_SECRET, server_name=names.peers_server_name(shard(scope.site_id)))
 
 
 @lru_cache(CACHE)

@@ -182,7 +182,7 @@ class Scope:
     """Whether the site is a regional edge."""
     peer_crl_pem: str = ""
     edge_crl_pem: str = ""
-    revocations: int = 0
+    revocations: Mapping[str, int] = field(default_factory=dict)
     overlay: str = ""
     """The node's address inside IPsec tunnels, if it has any."""
 

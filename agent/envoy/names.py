@@ -8,8 +8,6 @@ from agent.protocol.items import EDGES
 
 Protocol = Literal["http", "tcp"]
 
-TUNNEL = "tunnel"
-"""Internal listener: bytes in, one CONNECT stream to another site out."""
 EXPORTS = "exports"
 """Internal listener and cluster: CONNECT streams to HTTP exports end here."""
 GATEWAY = "gateway"
@@ -107,6 +105,11 @@ def path(site_id: str, name: str) -> str:
     return f"path|{site_id}|{name}"
 
 
+def tunnel(shard: str) -> str:
+    """Internal listener: bytes in, one CONNECT stream to another site of the shard out."""
+    return f"tunnel|{shard}"
+
+
 def edge(site_id: str) -> str:
     """Cluster: gateways of a regional edge."""
     return f"edge|{site_id}"
@@ -125,6 +128,11 @@ def reverse(tenant_id: str) -> str:
 def anchor(tenant_id: str) -> str:
     """Secret: the anchor of a tenant's nodes, on a regional edge."""
     return f"anchor|{tenant_id}"
+
+
+def peers_server_name(shard: str) -> str:
+    """SNI at a gateway: sessions that sites of the shard open."""
+    return f"{shard}.peers.isthmus"
 
 
 def relay_server_name(tenant_id: str) -> str:

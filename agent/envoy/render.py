@@ -33,7 +33,7 @@ def _node(sources: Sources, site: Item, output: Output) -> None:
     """What every node has, and the ways to every peer."""
     local, scope = sources.local, sources.scope
     output.put(*tls.node_secrets(local.node, scope, site.id))
-    output.put(tunnel.listener(names.TUNNEL), tunnel.probe_listener(scope))
+    output.put(*tunnel.listeners(sources.peers, scope), tunnel.probe_listener(scope))
     output.put(tunnel.probe_routes([(peer, () if scope.regional else paths) for peer, paths in sources.reached], sources.edges.values()))
     output.put(gateway.exports_listener())
     output.put(gateway.peers_cluster(scope), clusters.internal(names.EXPORTS))

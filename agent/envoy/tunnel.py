@@ -18,13 +18,20 @@ from agent.envoy.messages import (
 )
 from agent.envoy.paths import DIRECT, Path
 from agent.envoy.resources import Resource, resource
+from agent.protocol.items import shard
 from agent.protocol.peering import PEER_AUTHORITY, PROBE_PATH_HEADER
 
 _CONNECT_ATTEMPTS = 8
 """When a path breaks, it takes a moment until all of Envoy knows; attempts are spread over that."""
 
 
-def listener(name: str) -> Resource:
+def listeners(peers: Iterable[Item], scope: Scope) -> Iterable[Resource]:
+    """Of HTTP to these peers: one for each shard, so that a revocation ends the streams of few others."""
+    for shard_ in sorted({shard(peer.id.key) for peer in peers}):
+        yield listener(names.tunnel(shard_), connections.of_shard(shard_, scope))
+
+
+def listener(name: str, metadata: Fields | None = None) -> Resource:
     """Internal listener: opens one CONNECT stream per connection, or just a connection if it is `direct`, as the endpoint that led here says."""
     cluster = names.metadata("cluster")
     state = {"object_key": "envoy.tcp_proxy.cluster", "format_string": {"text_format_source": {"inline_string": cluster}}}
@@ -45,7 +52,7 @@ def listener(name: str) -> Resource:
         name=name,
         internal_listener={},
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
-        filter_chains=[{"filters": filters}],
+        filter_chains=[{"filters": filters, "metadata": metadata}],
     )
     return resource(message, [])
 

@@ -50,6 +50,13 @@ NAMESPACE_LABEL = "ves.io/namespace"
 EDGES = "edges"
 """Stands for the tenant in the names of regional edges' certificates."""
 
+SHARDS = "0123456789abcdef"
+
+
+def shard(site_id: str) -> str:
+    """Which of `SHARDS` the site is in: the first digit of its id, so that the URI of a certificate begins with it."""
+    return site_id[0]
+
 
 class Site(Body):
     """The site itself; exactly one per snapshot, keyed by its id."""
@@ -74,8 +81,11 @@ class Site(Body):
     """Certificates of peers that were revoked before they expired: lists, one for each anchor. Empty: none."""
     edge_crl_pem: str = ""
     """The same of regional edges."""
-    revocations: int = 0
-    """Rises with every revocation in the tenant: the gateway then lets go of all its connections, so that those it concerns end too."""
+    revocations: dict[str, int] = {}
+    """By `shard`, or `EDGES`: the revision at which a node of such a site was revoked last; then open streams from and to all of them end.
+
+    Empty on a regional edge.
+    """
 
 
 class Listener(Body):

@@ -29,8 +29,8 @@ class Tenant:
     """The fabric's roots."""
     peer_crl_pem: str = ""
     edge_crl_pem: str = ""
-    revocations: int = 0
-    """How often a node was revoked, ever."""
+    revocations: tuple[tuple[str, int], ...] = ()
+    """As in `items.Site`, sorted."""
 
 
 @dataclass(frozen=True, eq=False)

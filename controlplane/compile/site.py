@@ -125,7 +125,7 @@ def site_item(site: Stored[Site], tenant: Tenant) -> CompiledItem:
         root_anchor_pem="" if site.spec.is_edge else tenant.root_anchor_pem,
         peer_crl_pem=tenant.peer_crl_pem,
         edge_crl_pem=tenant.edge_crl_pem,
-        revocations=tenant.revocations,
+        revocations={} if site.spec.is_edge else dict(tenant.revocations),
         tunnel_dead_timeout=site.spec.tunnel_dead_timeout or _DEAD_TIMEOUT_MS,
     )
     return CompiledItem.of(ItemKind.SITE, str(site.uid), body)

@@ -93,20 +93,21 @@ async def withdraw(session: AsyncSession, ring: pki.KeyRing, tenant_id: UUID, *,
     for sealed in await store.versions(session, owner, role, lock=True):
         if sealed.state != "removed":
             await store.change(session, sealed.tenant_id, sealed, crl_pem=pki.revocations(unsealed(ring, sealed), serials, now))
-    await announce(session, tenant_id, role, revoked=edge)
+    await announce(session, tenant_id, role, edge_revoked=edge)
 
 
-async def announce(session: AsyncSession, tenant_id: UUID, role: str, *, revoked: bool = False) -> None:
+async def announce(session: AsyncSession, tenant_id: UUID, role: str, *, edge_revoked: bool = False) -> None:
     """What is trusted for a role changes: tell the sites of every tenant that it concerns, and regional edges, which serve all.
 
-    The operator's tenant comes last, so that no two of these wait for each other. `revoked`: gateways are to let go of their connections.
+    The operator's tenant comes last, so that no two of these wait for each other. `edge_revoked`: gateways are to let go of
+    what regional edges have opened.
     """
     known = await tenants.list_all(session)
     last = [tenant.id for tenant in known if tenant.name == OPERATOR_TENANT]
     own = [tenant_id] if role == "tenant" else [tenant.id for tenant in known]
     for concerned in [*(each for each in own if each not in last), *last]:
         await enter(session, concerned)
-        await changes.raise_anchors_revision(session, concerned, revoked=revoked)
+        await changes.raise_anchors_revision(session, concerned, edge_revoked=edge_revoked)
     await enter(session, tenant_id)
 
 

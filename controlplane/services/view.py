@@ -160,7 +160,7 @@ def advance(view: View, changes: Changes) -> View:
 
 def _trusting(view: View, changes: Changes) -> Tenant:
     """The tenant with the anchors that its sites should have."""
-    tenant = replace(view.intent.tenant, revocations=changes.revocations)
+    tenant = replace(view.intent.tenant, revocations=tuple(sorted(changes.revocations.items())))
     if changes.anchors is None:
         return tenant
     peers, edges, roots = (changes.anchors[role] for role in ("tenant", "edges", "root"))

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from agent.protocol.items import EDGES
 from controlplane.resources.base import Key
 from controlplane.store.nodes import Node
 from controlplane.store.session import INTENT_CHANNEL, STATUS_CHANNEL, Database
@@ -62,8 +63,8 @@ class Changes:
     """Kind, key and uid; the key may have been taken again by an object of another uid, which is in `written`."""
     nodes: tuple[Node, ...]
     """Those whose key, gateways, IPsec, exports, revocation or loss changed."""
-    revocations: int
-    """How often a node was revoked, ever."""
+    revocations: Mapping[str, int]
+    """See `Site.revocations` of the items."""
     anchors: Mapping[str, Anchors] | None
     """By role, if one of them changed."""
     homes: Mapping[str, tuple[str, ...]]
@@ -179,14 +180,16 @@ async def raise_revision(session: AsyncSession, tenant_id: UUID) -> int:
 
 
 _ANCHORS = text("""
-    UPDATE tenants SET revision = revision + 1, anchors_revision = revision + 1, revocations = revocations + :revoked WHERE id = :tenant_id
+    UPDATE tenants SET revision = revision + 1, anchors_revision = revision + 1,
+        revocations = CASE WHEN :edge_revoked THEN revocations || jsonb_build_object(CAST(:edges AS text), revision + 1) ELSE revocations END
+    WHERE id = :tenant_id
     RETURNING revision, pg_notify(:channel, id || ':' || revision)
 """)
 
 
-async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID, *, revoked: bool = False) -> int:
-    """As `raise_revision`: what sites of the tenant trust changes in this transaction, maybe because somebody was revoked."""
-    given = {"tenant_id": tenant_id, "channel": INTENT_CHANNEL, "revoked": int(revoked)}
+async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID, *, edge_revoked: bool = False) -> int:
+    """As `raise_revision`: what sites of the tenant trust changes in this transaction, maybe because a node of a regional edge was revoked."""
+    given = {"tenant_id": tenant_id, "channel": INTENT_CHANNEL, "edges": EDGES, "edge_revoked": edge_revoked}
     revision: int = (await session.execute(_ANCHORS, given)).scalar_one()
     return revision
 

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from agent.protocol.enrolment import PROOF_LIFE_S
+from agent.protocol.items import shard
 from controlplane.store.rows import value, values
 from controlplane.store.tables import NodeRow, NodeStatusRow, TenantRow
 
@@ -99,12 +100,13 @@ async def change(session: AsyncSession, tenant_id: UUID, node_id: UUID, **column
 async def revoke(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID], revision: int, now: datetime) -> bool:
     """From that revision on they are nobody's peers, and their proofs are refused. False if all of them were revoked before."""
     statement = update(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None).where(NodeRow.id.in_(node_ids))
-    statement = statement.values(revoked_at=now, revision=revision, gateways=[], ipsec=None).returning(NodeRow.id)
-    revoked = (await session.scalars(statement.execution_options(synchronize_session=False))).all()
-    if revoked:
-        counted = update(TenantRow).filter_by(id=tenant_id).values(revocations=TenantRow.revocations + 1)
-        await session.execute(counted.execution_options(synchronize_session=False))
-    return bool(revoked)
+    statement = statement.values(revoked_at=now, revision=revision, gateways=[], ipsec=None).returning(NodeRow.site_id)
+    sites = (await session.scalars(statement.execution_options(synchronize_session=False))).all()
+    if sites:
+        latest = {shard(str(site_id)): revision for site_id in sites}
+        noted = update(TenantRow).filter_by(id=tenant_id).values(revocations=TenantRow.revocations.concat(latest))
+        await session.execute(noted.execution_options(synchronize_session=False))
+    return bool(sites)
 
 
 async def revoked_serials(session: AsyncSession, tenant_id: UUID, now: datetime) -> tuple[int, ...]:

@@ -70,8 +70,8 @@ class TenantRow(Base):
     """Raised by one in every transaction that changes intent; its row lock puts a tenant's writers in line."""
     anchors_revision: Mapped[int] = mapped_column(server_default=text("0"))
     """That at which the anchors of its sites, or what they revoke, last changed."""
-    revocations: Mapped[int] = mapped_column(server_default=text("0"))
-    """How often a node was revoked: gateways let go of their connections when it rises."""
+    revocations: Mapped[dict[str, int]] = mapped_column(server_default=text("'{}'"))
+    """See `Site.revocations` of the items."""
     claimed_edges: Mapped[str] = mapped_column(server_default="")
     """Hash of the regional edges with which the tenant's claims were last brought up to date."""
     created_at: Mapped[datetime]

@@ -19,7 +19,7 @@ CREATE TABLE tenants (
     name text NOT NULL UNIQUE,
     revision bigint NOT NULL DEFAULT 0,
     anchors_revision bigint NOT NULL DEFAULT 0,
-    revocations bigint NOT NULL DEFAULT 0,
+    revocations jsonb NOT NULL DEFAULT '{{}}',
     claimed_edges text NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL
 );

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from agent.errors import Busy, NotRecognised
 from agent.protocol.enrolment import RenewRequest
+from agent.protocol.items import shard
 from controlplane.services import enrolment
 from tests.api.enrolled import REGISTRATIONS, Node, admitted, caught_up, csr, token_for
 from tests.api.test_rotation import OWN, done, site_item
@@ -39,7 +40,7 @@ async def test_one_node_of_a_site_is_retired(app: FastAPI, user: httpx.AsyncClie
             await gone.manifest()
         item = await site_item(app, peer)
         assert revoked(item.peer_crl_pem) == [{serial(gone.credentials.certificate_pem), serial(renewed.certificate_pem)}]
-        assert item.revocations == 1
+        assert item.revocations.keys() == {shard(gone.credentials.site_id)}
         authority = x509.load_pem_x509_certificate(item.peer_anchor_pem.encode())
         assert x509.load_pem_x509_crl(item.peer_crl_pem.encode()).is_signature_valid(authority.public_key())  # type: ignore[arg-type]  # an EC key
         assert (await stays.manifest()).entries
@@ -59,16 +60,31 @@ async def test_it_stays_revoked_while_the_authority_is_replaced(app: FastAPI, us
 async def test_retiring_twice_revokes_once(app: FastAPI, user: httpx.AsyncClient) -> None:
     async with admitted(app, user, "a") as gone, admitted(app, user, "b") as peer:
         await retire(user, gone)
+        once = (await site_item(app, peer)).revocations
         await retire(user, gone)
         assert (await user.delete(f"{REGISTRATIONS}/{gone.registration}")).status_code == 200
-        assert (await site_item(app, peer)).revocations == 1
+        assert len(once) == 1
+        assert (await site_item(app, peer)).revocations == once
+
+
+async def test_a_second_revocation_is_later_than_the_first(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a", "n1") as one, admitted(app, user, "a", "n2") as two, admitted(app, user, "b") as peer:
+        assert one.credentials
+        await retire(user, one)
+        first = (await site_item(app, peer)).revocations
+        await retire(user, two)
+        second = (await site_item(app, peer)).revocations
+        assert first.keys() == second.keys()
+        assert first[shard(one.credentials.site_id)] < second[shard(one.credentials.site_id)]
 
 
 async def test_decommissioning_a_site_has_gateways_let_go(app: FastAPI, user: httpx.AsyncClient) -> None:
-    async with admitted(app, user, "a"), admitted(app, user, "b") as peer:
+    async with admitted(app, user, "a") as gone, admitted(app, user, "b") as peer:
+        assert gone.credentials
         assert (await user.delete("/api/config/namespaces/system/sites/a")).status_code == 200
         item = await site_item(app, peer)
-        assert (item.revocations, item.peer_crl_pem) == (1, "")
+        assert item.revocations.keys() == {shard(gone.credentials.site_id)}
+        assert item.peer_crl_pem == ""
 
 
 async def test_a_node_has_so_many_certificates_and_no_more(app: FastAPI, user: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

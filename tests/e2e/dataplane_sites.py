@@ -190,9 +190,9 @@ async def live_site(
     site_id: str = "",
     log_level: str = "warning",
 ) -> AsyncIterator[LiveSite]:
-    """`number` gives the site an id, unless it is a node of another one, and a loopback address of its own. With `trust` of edges it is one."""
+    """`number`, of one digit, gives the site an id in a shard of its own, unless it is a node of another one, and a loopback address. With `trust` of edges it is one."""
     host = host or f"127.{60 + number}.0.1"
-    site_id = site_id or f"{number:08d}-0000-4000-8000-000000000000"
+    site_id = site_id or f"{number:0<8}-0000-4000-8000-000000000000"
     run_dir = Path(tempfile.mkdtemp(prefix="isth-"))
     node = trust.node(site_id, name)
     gateway = Gateway(node_id=node.node_id, host=host, port=free_port(host), workers=WORKERS)

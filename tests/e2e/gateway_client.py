@@ -12,8 +12,9 @@ from typing import Any
 import h2.connection
 import h2.events
 
+from agent.envoy import names
 from agent.envoy.inputs import NodeIdentity
-from agent.protocol.items import Gateway
+from agent.protocol.items import Gateway, shard
 
 Headers = Iterable[tuple[str, str]]
 
@@ -84,7 +85,12 @@ async def dial(
     server_name: str = "",
     within_s: float = 10,
 ) -> AsyncIterator[Http2]:
-    """As a node would, but without asking who answers; over a socket that is connected already, if one is given."""
+    """As a node would, but without asking who answers; over a socket that is connected already, if one is given.
+
+    `server_name`: unless it is given, what a peer asks for.
+    """
+    if not server_name and node is not None:
+        server_name = names.peers_server_name(shard(node.site_id))
     context = client_context(node, directory)
     context.set_alpn_protocols(["h2"])
     if not newest:

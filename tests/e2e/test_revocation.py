@@ -10,12 +10,27 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 
+from agent.envoy import names
 from agent.envoy.inputs import Item, NodeIdentity
-from agent.protocol.items import ExportUse, ItemKind, Site
+from agent.protocol.items import ExportUse, ItemKind, Site, shard
 from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH
 from agent.proxy import LISTENER_DRAIN_S
 from controlplane import pki
-from tests.e2e.dataplane_sites import TENANT, TRUST_DOMAIN, LiveSite, Trust, World, export, item, pool, tcp_pod, three_sites, until
+from tests.e2e.dataplane_sites import (
+    TENANT,
+    TRUST_DOMAIN,
+    LiveSite,
+    Trust,
+    World,
+    export,
+    forward,
+    http,
+    item,
+    pool,
+    tcp_pod,
+    three_sites,
+    until,
+)
 from tests.e2e.gateway_client import Http2, connect, dial, get
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -23,7 +38,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[World]:
-    """`c` may use the TCP export `shop/raw` of `b`."""
+    """`a` and `c` may use the TCP export `shop/raw` of `b`."""
 
     async def listens_for_ever(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -32,7 +47,7 @@ async def world() -> AsyncIterator[World]:
     async with three_sites() as world:
         endpoint = await world.stack.enter_async_context(tcp_pod(world.b.host, listens_for_ever))
         world.shared(pool("shop/raw", world.b.site_id))
-        world.b.knows(export("shop/raw", ExportUse(load_balancer="shop/raw", protocol="tcp", peers=(world.c.site_id,))))
+        world.b.knows(export("shop/raw", ExportUse(load_balancer="shop/raw", protocol="tcp", peers=(world.a.site_id, world.c.site_id))))
         world.b.endpoints("shop/raw", "pods", [endpoint])
         await world.apply()
         yield world
@@ -48,30 +63,76 @@ def serial(node: NodeIdentity) -> int:
     return x509.load_pem_x509_certificate(node.certificate_pem.encode()).serial_number
 
 
-async def is_spoken_to(world: World, node: NodeIdentity, directory: Path) -> bool:
+async def is_spoken_to(world: World, node: NodeIdentity, directory: Path, server_name: str = "") -> bool:
     try:
-        async with dial(world.b.gateway, node, directory) as client:
+        async with dial(world.b.gateway, node, directory, server_name=server_name) as client:
             return await client.status(get(PEER_AUTHORITY, PEER_HEALTH_PATH)) == 200
     except (ConnectionError, ssl.SSLError):
         return False
 
 
-async def test_an_idle_stream_ends_with_the_revocation(world: World, tmp_path: Path) -> None:
-    node = world.c.local.node
+async def test_idle_streams_of_the_shard_end_with_the_revocation_and_others_go_on(world: World, tmp_path: Path) -> None:
+    a, c = world.a.local.node, world.c.local.node
     within_s = LISTENER_DRAIN_S + 10
     async with (
-        dial(world.b.gateway, node, tmp_path, within_s=within_s) as client,
-        dial(world.a.gateway, node, tmp_path, within_s=within_s) as elsewhere,
+        dial(world.b.gateway, c, tmp_path, within_s=within_s) as revoked,
+        dial(world.b.gateway, a, tmp_path, within_s=within_s) as other,
     ):
-        _, status = await client.ask([*connect("raw.shop.tcp"), ("x-isthmus-lb", "shop/raw")], ends=False)
-        assert status == 200
-        world.b.knows(site_of(world.b, revocations=1))
+        for client in (revoked, other):
+            _, status = await client.ask([*connect("raw.shop.tcp"), ("x-isthmus-lb", "shop/raw")], ends=False)
+            assert status == 200
+        world.b.knows(site_of(world.b, revocations={shard(c.site_id): 1}))
         await world.b.apply()
-        kept = asyncio.create_task(_until_it_ends(elsewhere))
-        await _until_it_ends(client)
+        kept = asyncio.create_task(_until_it_ends(other))
+        await _until_it_ends(revoked)
         assert not kept.done()
         kept.cancel()
-    assert await is_spoken_to(world, node, tmp_path)
+    assert await is_spoken_to(world, c, tmp_path)
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def spoken(connection: Connection) -> bytes:
+    """What comes back of a word."""
+    reader, writer = connection
+    writer.write(b"?")
+    return await reader.read(1)
+
+
+async def web_socket(world: World, site: LiveSite) -> Connection:
+    """To a site, through a load balancer of `a`."""
+    key = f"shop/sockets-{site.name}"
+    host = await world.single_pool(f"sockets-{site.name}", site)
+    world.listens(http(key, host, forward(key, web_socket=True)))
+    site.endpoints(key, "pods", [world.pods[f"{site.name}1"].endpoint])
+    await world.apply()
+    await world.answers(host)
+    reader, writer = await asyncio.open_connection(world.a.host, world.http_port)
+    writer.write(f"GET / HTTP/1.1\r\nhost: {host}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n".encode())
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def test_idle_streams_to_the_shard_end_with_the_revocation_and_others_go_on(world: World) -> None:
+    """On the side that opened them, whatever the other end does about it."""
+    gone, stay = [[await web_socket(world, site)] for site in (world.b, world.c)]
+    assert [await spoken(stream) for stream in (*gone, *stay)] == [b"?", b"?"]
+    world.a.knows(site_of(world.a, revocations={shard(world.b.site_id): 1}))
+    await world.a.apply()
+    async with asyncio.timeout(LISTENER_DRAIN_S + 10):
+        for reader, _ in gone:
+            with suppress(ConnectionError):
+                assert await reader.read(1) == b""
+    assert [await spoken(stream) for stream in stay] == [b"?"]
+    for _, writer in (*gone, *stay):
+        writer.close()
+
+
+async def test_nobody_chooses_another_shard_than_the_own(world: World, tmp_path: Path) -> None:
+    elsewhere = names.peers_server_name(shard(world.a.site_id))
+    assert not await is_spoken_to(world, world.c.local.node, tmp_path, elsewhere)
+    assert await is_spoken_to(world, world.a.local.node, tmp_path, elsewhere)
 
 
 async def _until_it_ends(client: Http2) -> None:
@@ -115,7 +176,7 @@ async def test_who_was_revoked_is_not_dialled_either(world: World) -> None:
         other.a.knows(site_of(other.a, peer_crl_pem=crl_pem))
         await other.a.apply()
         for site in (other.b, other.c):
-            site.knows(site_of(site, revocations=1))
+            site.knows(site_of(site, revocations={shard(other.a.site_id): 1}))
             await site.apply()
 
         async def refused() -> bool:

@@ -8,10 +8,12 @@ import pytest
 from google.protobuf import symbol_database
 from google.protobuf.json_format import MessageToDict
 
+from agent.envoy import names
 from agent.envoy.inputs import AgentSnapshot
 from agent.envoy.messages import TYPE_PREFIX
 from agent.envoy.render import render
 from agent.envoy.resources import Resource, Resources
+from agent.protocol.items import SHARDS
 from tests.golden_files import Golden
 from tests.unit.envoy.golden_cases import CASES, local_of, snapshot_of
 
@@ -27,7 +29,21 @@ def _resource(resource: Resource) -> dict[str, Any]:
     message = symbol_database.Default().GetSymbol(resource.type_url.removeprefix(TYPE_PREFIX))()
     message.ParseFromString(resource.value)
     sources = sorted(f"{source.kind} {source.key}" for source in resource.sources)
-    return {"sources": sources, "resource": MessageToDict(message, preserving_proto_field_name=True)}
+    shown = MessageToDict(message, preserving_proto_field_name=True)
+    if "filter_chains" in shown:
+        shown["filter_chains"] = _by_shards(shown["filter_chains"])
+    return {"sources": sources, "resource": shown}
+
+
+def _by_shards(chains: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Filter chains for sessions of peers are shown once, with the shards for which they differ in nothing else."""
+    shown: dict[str, str] = {}
+    for chain in chains:
+        text = json.dumps(chain)
+        shard = next((shard for shard in SHARDS if f'"{names.peers_server_name(shard)}"' in text), "")
+        text = text.replace(f'"{shard}.', '"<shard>.').replace(f'/site/{shard}"', '/site/<shard>"') if shard else text
+        shown[text] = shown.get(text, "") + shard
+    return [json.loads(text) | ({"shards": shards} if shards else {}) for text, shards in shown.items()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
