@@ -183,11 +183,10 @@ def _tcp(bind: Bind, listener: Item, sources: Sources, output: Output, demand: _
     branches = tcp.branches(item, pools, sources.scope.site_id, tuple([sources.healthy_here(pool) for pool in pools]))
     if not branches:
         return
-    shares = tuple([(branch.pool, branch.weight) for branch in branches])
     origins = frozenset({listener.id, item.id, *(policy.id for policy in policies)})
     guards = None if body(item, TcpLoadBalancer).policies is None else policies
-    output.put(tcp.listener(bind, key, shares, guards, callers.known(policies, sources.local), sources.scope, origins))
-    output.put(*(tcp.proxy(item, branch) for branch in branches))
+    output.put(tcp.listener(tcp.Port(bind, key, branches, guards, callers.known(policies, sources.local), sources.scope, origins)))
+    output.put(*(tcp.proxy(item, branch, lane) for branch in branches for lane in branch.lanes))
     demand.dialled.update((pool.key, None) for pool in pools if pool.local is not None or not pool.crosses)
     demand.here.update((pool.key, None) for pool in pools if pool.local is not None and pool.crosses)
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from agent.envoy import names
 from agent.envoy.inputs import Endpoint, Item, LocalState, OriginId, Scope, body
-from agent.protocol.items import OriginPool
+from agent.protocol.items import OriginPool, shard
 
 CACHE = 20_000
 """Entries of each memo: several versions of everything in a large tenant."""
@@ -37,6 +37,12 @@ class PoolView:
     @cached_property
     def pool(self) -> OriginPool:
         return body(self.item, OriginPool)
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """Of the other sites that serve the pool, sorted, whether or not there is a path to them now."""
+        sites = () if self.pool.selection == "LOCAL_ONLY" else _origins(self.item, self.scope.site_id)[1]
+        return tuple(sorted(set(map(shard, sites))))
 
     @cached_property
     def crosses(self) -> bool:

@@ -1,14 +1,16 @@
 """TCP load balancers: a CONNECT stream per connection, straight from the listener to the gateway of a site.
 
-Three things were learned from Envoy 1.40. A listener that changes drains its connections, so what changes with the health of sites is in a filter of its
-own that comes over ADS. A connection that crosses an internal listener loses what a server says right before it closes, so no internal listener is
+Four things were learned from Envoy 1.40. A listener that changes drains its connections, except where just its choice of a filter chain changes, or a filter
+that comes over ADS: so what changes with the health of sites is in these. Nothing but the end of its filter chain ends an open stream, so each shard of sites
+has one. A connection that crosses an internal listener loses what a server says right before it closes, so no internal listener is
 on the way; where a pool has origins here too, they are reached by CONNECT as well, inside the node. And a TCP proxy that tunnels over an
 aggregate cluster dies of a null pointer when its client closes, so sites are chosen by weights alone, and which ones by `render`.
 """
 
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.config.listener.v3.listener_pb2 import Listener
@@ -32,7 +34,7 @@ from agent.envoy.pools import CACHE, PoolView
 from agent.envoy.predicates import source_ip
 from agent.envoy.resources import Resource, resource
 from agent.envoy.routes import ranked
-from agent.protocol.items import TcpLoadBalancer, WeightedPool
+from agent.protocol.items import TcpLoadBalancer, WeightedPool, shard
 
 _CONNECT_ATTEMPTS = 3
 _NOWHERE = "nowhere"
@@ -41,15 +43,27 @@ _DENIED = "denied"
 """The name of no filter chain: Envoy closes the connection."""
 
 
-@dataclass(frozen=True)
-class Branch:
+class Lane(NamedTuple):
+    """Connections to a pool's origins at sites of one shard, in a filter chain of their own, so that a revocation there can end them."""
+
+    shard: str
+    """Empty: at this site."""
+    clusters: tuple[tuple[str, int], ...]
+    """With weights; empty when nothing can serve."""
+
+
+class Branch(NamedTuple):
     """A share of a load balancer's connections, and the pool that it goes to."""
 
     pool: str
     weight: int
-    clusters: tuple[tuple[str, int], ...]
-    """With weights; empty when nothing can serve."""
+    lanes: tuple[Lane, ...]
+    """At least one. Which they are does not depend on what can serve now."""
     tunnelled: bool
+
+    @property
+    def usable(self) -> bool:
+        return any(lane.clusters for lane in self.lanes)
 
 
 @lru_cache(CACHE)
@@ -61,17 +75,20 @@ def branches(item: Item, pools: tuple[PoolView, ...], site_id: str, healthy: tup
         tuple(_branch(lb, weighted, *views[weighted.pool], site_id) for weighted in group)
         for group in ranked(pool for pool in lb.pools if pool.weight and pool.pool in views)
     ]
-    usable = ([branch for branch in group if branch.clusters] for group in groups)
-    return tuple(next(filter(None, usable), groups[0] if groups else ()))
+    usable = (tuple(branch for branch in group if branch.usable) for group in groups)
+    return next(filter(None, usable), groups[0] if groups else ())
 
 
 def _branch(lb: TcpLoadBalancer, weighted: WeightedPool, pool: PoolView, here: int, site_id: str) -> Branch:
-    if not pool.crosses:
-        return Branch(pool.key, weighted.weight, ((names.pool(pool.key), 1),) if here else (), tunnelled=False)
-    sites = (dict(pool.remote or ()) | ({site_id: here} if here else {})) or dict(pool.spare)
-    chosen = _chosen(lb, pool, site_id, sites)
-    clusters_ = tuple((names.HERE if site == site_id else names.site(site), sites[site]) for site in chosen)
-    return Branch(pool.key, weighted.weight, clusters_, tunnelled=True)
+    by_shard: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    if pool.crosses:
+        sites = (dict(pool.remote or ()) | ({site_id: here} if here else {})) or dict(pool.spare)
+        for site in _chosen(lb, pool, site_id, sites):
+            by_shard["" if site == site_id else shard(site)].append((names.HERE if site == site_id else names.site(site), sites[site]))
+    elif here:
+        by_shard[""].append((names.pool(pool.key), 1))
+    places = ("", *pool.shards) if pool.local is not None or not pool.shards else pool.shards
+    return Branch(pool.key, weighted.weight, tuple(Lane(place, tuple(by_shard[place])) for place in places), pool.crosses)
 
 
 def _chosen(lb: TcpLoadBalancer, pool: PoolView, site_id: str, sites: Mapping[str, int]) -> list[str]:
@@ -83,97 +100,115 @@ def _chosen(lb: TcpLoadBalancer, pool: PoolView, site_id: str, sites: Mapping[st
     return sorted(sites)
 
 
-def listener(
-    bind: Bind,
-    key: str,
-    shares: tuple[tuple[str, int], ...],
-    policies: tuple[Item, ...] | None,
-    pods: callers.Known,
-    scope: Scope,
-    sources: frozenset[ItemId],
-) -> Resource:
-    """A port of the load balancer with that key. `shares`: pools with weights; `pods`: what is known of those that the policies select.
+class Port(NamedTuple):
+    """A port of a load balancer, as its listener needs to know it."""
 
-    Policies decide in the choice of a filter chain: the RBAC filter looks only when the client's first byte comes, by which time a server
-    that speaks first has spoken. Which pods there are is in that choice alone, so that no connection is drained when they change.
+    bind: Bind
+    key: str
+    """Of the load balancer."""
+    branches: tuple[Branch, ...]
+    policies: tuple[Item, ...] | None
+    pods: callers.Known
+    """What is known of those that the policies select."""
+    scope: Scope
+    sources: frozenset[ItemId]
+
+
+def listener(port: Port) -> Resource:
+    """Policies decide in the choice of a filter chain: the RBAC filter looks only when the client's first byte comes.
+
+    By then a server that speaks first has spoken. Which pods there are, and which sites can serve, is in that choice alone, so that no
+    connection is drained when they change.
     """
-    remembering = _many if not pods else _few
-    return remembering(bind, key, shares, policies, pods, scope, sources)
+    return _few(port) if port.pods else _many(port)
 
 
-def _listener(
-    bind: Bind,
-    key: str,
-    shares: tuple[tuple[str, int], ...],
-    policies: tuple[Item, ...] | None,
-    pods: callers.Known,
-    scope: Scope,
-    sources: frozenset[ItemId],
-) -> Resource:
-    groups = callers.groups(pods)
-    chains = [_filters(key, pool, word) for word in ("", *(word for word, _ in groups)) for pool, _ in shares]
+def _listener(port: Port) -> Resource:
+    groups = callers.groups(port.pods)
+    chains = [
+        _filter_chain(port, branch, lane, word)
+        for word in ("", *(word for word, _ in groups))
+        for branch in port.branches
+        for lane in branch.lanes
+    ]
     choice: Fields = {}
-    if policies is not None:
-        unknown = frozenset(id for id, addresses in pods if addresses is None)
+    if port.policies is not None:
+        unknown = frozenset(id for id, addresses in port.pods if addresses is None)
         matchers = [
-            {"predicate": callers.of_group(addresses), "on_match": {"matcher": _judged(policies, shares, word, unknown, scope)}}
+            {"predicate": callers.of_group(addresses), "on_match": {"matcher": _judged(port, port.policies, word, unknown)}}
             for word, addresses in groups
         ]
-        others = _judged(policies, shares, "", unknown, scope)
+        others = _judged(port, port.policies, "", unknown)
         choice["filter_chain_matcher"] = (
             Matcher(matcher_list={"matchers": matchers}, on_no_match={"matcher": others}) if matchers else others
         )
-    elif len(shares) > 1:
-        choice["filter_chain_matcher"] = _choice(shares)
-    return resource(listener_message(bind, chains, **choice), sources)
+    elif len(chains) > 1:
+        choice["filter_chain_matcher"] = _choice(port.branches)
+    return resource(listener_message(port.bind, chains, **choice), port.sources)
 
 
 _many = lru_cache(CACHE)(_listener)
 _few = lru_cache(callers.CACHE)(_listener)
 
 
-def _filters(key: str, pool: str, word: str) -> Fields:
-    """A filter chain for connections of pods for which these selectors hold."""
+def _filter_chain(port: Port, branch: Branch, lane: Lane, word: str) -> Fields:
+    """For connections of pods for which these selectors hold."""
     granted = SetFilterState(on_new_connection=[state(names.PODS_STATE, word)])
     telling = [extension("envoy.filters.network.set_filter_state", granted)] if word else []
-    return {"name": _chain_name(pool, word), "filters": [*telling, _by_ads(_proxy_name(key, pool), TcpProxy)]}
+    return {
+        "name": _chain_name(branch, lane, word),
+        "filters": [*telling, _by_ads(_proxy_name(port.key, branch, lane), TcpProxy)],
+        "metadata": connections.of_shard(lane.shard, port.scope),
+    }
 
 
-def _chain_name(pool: str, word: str) -> str:
-    return pool + word
+def _chain_name(branch: Branch, lane: Lane, word: str) -> str:
+    return f"{branch.pool}|{lane.shard}{word}"
 
 
-def _judged(policies: tuple[Item, ...], shares: Sequence[tuple[str, int]], word: str, unknown: Container[str], scope: Scope) -> Matcher:
+def _judged(port: Port, policies: tuple[Item, ...], word: str, unknown: Container[str]) -> Matcher:
     """What the policies say of connections of such pods."""
     requests = Requests(
-        lambda sites: scope.site_id in sites,
+        lambda sites: port.scope.site_id in sites,
         source_ip(),
         lambda selector: None if selector.id in unknown else callers.holds(selector, word),
         is_http=False,
     )
-    return first_match(verdicts(policies, requests), {"ALLOW": {"matcher": _choice(shares, word)}, "DENY": _chain(_DENIED)})
+    return first_match(verdicts(policies, requests), {"ALLOW": {"matcher": _choice(port.branches, word)}, "DENY": _chain(_DENIED)})
 
 
-def _choice(shares: Sequence[tuple[str, int]], word: str = "") -> Matcher:
-    """By the client's port, which is as good as random: its hash falls on a pool in proportion to the pool's weight."""
-    total = sum(weight for _, weight in shares)
+def _choice(branches: Sequence[Branch], word: str = "") -> Matcher:
+    return _weighed([({"matcher": _among_sites(branch, word)}, branch.weight) for branch in branches])
+
+
+def _among_sites(branch: Branch, word: str) -> Matcher:
+    lanes = [lane for lane in branch.lanes if lane.clusters] or branch.lanes[:1]
+    return _weighed([(_chain(_chain_name(branch, lane, word)), sum(weight for _, weight in lane.clusters)) for lane in lanes], seed=1)
+
+
+def _weighed(outcomes: Sequence[tuple[Fields, int]], seed: int = 0) -> Matcher:
+    """By the client's port, which is as good as random: its hash falls on an outcome in proportion to the weight.
+
+    With another seed it is another hash, so that two choices in a row do not depend on each other.
+    """
+    total = sum(weight for _, weight in outcomes)
     matchers = []
-    for index, (pool, _) in enumerate(shares[:-1]):
-        reached = sum(weight for _, weight in shares[: index + 1])
-        hashed = ConsistentHashing(modulo=total, threshold=total - reached)
-        port = extension("port", SourcePortInput())
-        predicate = {"single_predicate": {"input": port, "custom_match": extension("share", hashed)}}
-        matchers.append({"predicate": predicate, "on_match": _chain(_chain_name(pool, word))})
+    reached = 0
+    for outcome, weight in outcomes[:-1]:
+        reached += weight
+        hashed = ConsistentHashing(modulo=total, threshold=total - reached, seed=seed)
+        predicate = {"single_predicate": {"input": extension("port", SourcePortInput()), "custom_match": extension("share", hashed)}}
+        matchers.append({"predicate": predicate, "on_match": outcome})
     listed = {"matcher_list": {"matchers": matchers}} if matchers else {}
-    return Matcher(on_no_match=_chain(_chain_name(shares[-1][0], word)), **listed)
+    return Matcher(on_no_match=outcomes[-1][0], **listed)
 
 
 def _chain(name: str) -> Fields:
     return {"action": extension("chain", StringValue(value=name))}
 
 
-def _proxy_name(key: str, pool: str) -> str:
-    return f"tcp|{key}|{pool}"
+def _proxy_name(key: str, branch: Branch, lane: Lane) -> str:
+    return f"tcp|{key}|{branch.pool}|{lane.shard}"
 
 
 def _by_ads(name: str, type_: type[Message]) -> Fields:
@@ -181,7 +216,7 @@ def _by_ads(name: str, type_: type[Message]) -> Fields:
 
 
 @lru_cache(CACHE)
-def proxy(item: Item, branch: Branch) -> Resource:
+def proxy(item: Item, branch: Branch, lane: Lane) -> Resource:
     """The filter that connects."""
     lb = body(item, TcpLoadBalancer)
     message = TcpProxy(
@@ -191,9 +226,9 @@ def proxy(item: Item, branch: Branch) -> Resource:
         hash_policy=[{"source_ip": {}}] if lb.hash_source_ip else [],
         access_log=access.tcp_logs(item.id.key),
         tunneling_config=_tunneling(item.id.key, branch.pool, guarded=lb.policies is not None) if branch.tunnelled else None,
-        **_clusters(branch.clusters),
+        **_clusters(lane.clusters),
     )
-    return resource(TypedExtensionConfig(name=_proxy_name(item.id.key, branch.pool), typed_config=packed(message)), [item.id])
+    return resource(TypedExtensionConfig(name=_proxy_name(item.id.key, branch, lane), typed_config=packed(message)), [item.id])
 
 
 def _tunneling(key: str, pool: str, *, guarded: bool) -> Fields:

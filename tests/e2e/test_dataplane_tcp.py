@@ -109,7 +109,11 @@ async def test_connections_are_spread_over_sites_by_weight(world: World) -> None
     assert answers.count("b") + answers.count("c") == 60
     world.a.sees({world.c.site_id: PeerView(reachable=True, exports={"shop/spread": 0})})
     await world.a.apply()
-    assert {await greeting(world, port) for _ in range(6)} == {"b"}
+
+    async def avoided() -> bool:
+        return {await greeting(world, port) for _ in range(6)} == {"b"}
+
+    await until(avoided, "nobody to be sent to c")
     world.a.sees({})
     await world.a.apply()
 
@@ -120,7 +124,11 @@ async def test_local_pods_are_preferred_until_none_is_left(world: World) -> None
     assert await greeted(world, port) == "a"
     world.a.endpoints("shop/near-tcp", "pods", [])
     await world.a.apply()
-    assert await greeted(world, port) == "b"
+
+    async def moved() -> bool:
+        return await greeting(world, port) == "b"
+
+    await until(moved, "b to serve")
 
 
 async def test_a_dead_pod_is_skipped(world: World) -> None:
@@ -144,7 +152,11 @@ async def test_a_pool_of_lower_priority_stands_by(world: World) -> None:
     assert await greeted(world, port) == "b"
     world.a.sees({world.b.site_id: PeerView(reachable=False)})
     await world.a.apply()
-    assert await greeting(world, port) == "c"
+
+    async def stood_in() -> bool:
+        return await greeting(world, port) == "c"
+
+    await until(stood_in, "c to stand in")
     world.a.sees({})
     await world.a.apply()
 

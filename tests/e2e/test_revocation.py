@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,9 +24,12 @@ from tests.e2e.dataplane_sites import (
     World,
     export,
     forward,
+    free_port,
     http,
     item,
+    listener,
     pool,
+    tcp,
     tcp_pod,
     three_sites,
     until,
@@ -100,6 +103,40 @@ async def spoken(connection: Connection) -> bytes:
     return await reader.read(1)
 
 
+async def tcp_streams(world: World) -> dict[str, Connection]:
+    """To `b` and to `c`, by their names, through one load balancer of `a`."""
+
+    def named(name: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(name.encode())
+            while data := await reader.read(1024):
+                writer.write(data)
+            writer.close()
+
+        return serve
+
+    key, port = "shop/kept-open", free_port(world.a.host)
+    world.shared(pool(key, world.b.site_id, world.c.site_id))
+    for site in (world.b, world.c):
+        site.endpoints(key, "pods", [await world.stack.enter_async_context(tcp_pod(site.host, named(site.name)))])
+        site.knows(export(key, world.use(key, "tcp")))
+    world.a.knows(tcp(key, key), listener(port, key, protocol="tcp"))
+    await world.apply()
+    found: dict[str, Connection] = {}
+
+    async def both() -> bool:
+        reader, writer = await asyncio.open_connection(world.a.host, port)
+        name = (await reader.read(1)).decode()
+        if name in {"", *found}:
+            writer.close()
+        else:
+            found[name] = reader, writer
+        return len(found) == 2
+
+    await until(both, "connections to both sites")
+    return found
+
+
 async def web_socket(world: World, site: LiveSite) -> Connection:
     """To a site, through a load balancer of `a`."""
     key = f"shop/sockets-{site.name}"
@@ -116,15 +153,16 @@ async def web_socket(world: World, site: LiveSite) -> Connection:
 
 async def test_idle_streams_to_the_shard_end_with_the_revocation_and_others_go_on(world: World) -> None:
     """On the side that opened them, whatever the other end does about it."""
-    gone, stay = [[await web_socket(world, site)] for site in (world.b, world.c)]
-    assert [await spoken(stream) for stream in (*gone, *stay)] == [b"?", b"?"]
+    opened = await tcp_streams(world)
+    gone, stay = [[opened[site.name], await web_socket(world, site)] for site in (world.b, world.c)]
+    assert [await spoken(stream) for stream in (*gone, *stay)] == [b"?"] * 4
     world.a.knows(site_of(world.a, revocations={shard(world.b.site_id): 1}))
     await world.a.apply()
     async with asyncio.timeout(LISTENER_DRAIN_S + 10):
         for reader, _ in gone:
             with suppress(ConnectionError):
                 assert await reader.read(1) == b""
-    assert [await spoken(stream) for stream in stay] == [b"?"]
+    assert [await spoken(stream) for stream in stay] == [b"?", b"?"]
     for _, writer in (*gone, *stay):
         writer.close()
 
