@@ -31,9 +31,13 @@ from agent.protocol.overlay import OVERLAY_GATEWAY_PORT, overlay_address
 from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH
 
 _CONNECT_TIMEOUT_MS = 1_000
-_CHECK_EVERY_MS = 300
-_KEEPALIVE_EVERY_MS = 300
+_CHECK_EVERY_MS = 150
+_CHECK_MS = 1_000
+"""Enough for the three round trips of the first check, of 300 ms each; and for a later one, which takes one, with a lost packet on a path of 400 ms."""
+_KEEPALIVE_EVERY_MS = 150
 _KEEPALIVE_MS = 1_000
+_KEEPALIVE_AFTER_CHECK_MS = _CHECK_EVERY_MS + _CHECK_MS + 25
+"""Where there are other paths: not before a check that failed has taken this one out of use, or what broke dials it anew and waits for that in vain."""
 _TCP_KEEPALIVE = {"keepalive_time": number(1), "keepalive_interval": number(1), "keepalive_probes": number(3)}
 _DIRECT, _IPSEC = Way(DIRECT, ""), Way(IPSEC, "")
 _AT_ONCE: Fields = {"healthy_panic_threshold": {"value": 0}, "update_merge_window": milliseconds(0)}
@@ -53,7 +57,7 @@ def site(item: Item, scope: Scope, paths: tuple[Path, ...]) -> tuple[Resource, .
 @lru_cache(CACHE)
 def _direct(item: Item, scope: Scope) -> tuple[Resource, ...]:
     peer = body(item, Peer)
-    checked = _tunnel(_socket(peer, scope), health_checks=[_health_check(2)], outlier_detection=_unreachable_gateways(2))
+    checked = _tunnel(_socket(peer, scope), _KEEPALIVE_MS, health_checks=[_health_check(2)], outlier_detection=_unreachable_gateways(2))
     return _gateways(names.site(peer.site_id), item, peer.site_id, peer.gateways, checked)
 
 
@@ -126,7 +130,7 @@ def _named_gateways(item: Item, peer: Peer) -> tuple[Resource, ...]:
     check = {
         "interval": every,
         "no_traffic_interval": every,
-        "timeout": milliseconds(_CONNECT_TIMEOUT_MS),
+        "timeout": milliseconds(_CHECK_MS),
         "healthy_threshold": number(1),
         "unhealthy_threshold": number(2),
         "tcp_health_check": {},
@@ -215,9 +219,11 @@ def dialled(item: Item, gateways: tuple[Gateway, ...], uri: str, anchor: str, sc
     return _gateways(names.tunnels(item.id.key), item, item.id.key, gateways, fields, "V4_PREFERRED")
 
 
-def _tunnel(socket: Fields, **fields: object) -> Fields:
+def _tunnel(socket: Fields, keepalive_ms: int = _KEEPALIVE_AFTER_CHECK_MS, **fields: object) -> Fields:
+    """A connection that leaves a ping unanswered for `keepalive_ms` is closed, as none to a frozen peer would be otherwise. Any frame is an answer."""
+    keepalive = {"interval": milliseconds(_KEEPALIVE_EVERY_MS), "timeout": milliseconds(keepalive_ms)}
     options = HttpProtocolOptions(
-        explicit_http_config={"http2_protocol_options": http2(connection_keepalive=_keepalive())},
+        explicit_http_config={"http2_protocol_options": http2(connection_keepalive=keepalive)},
         common_http_protocol_options={"idle_timeout": milliseconds(0)},
     )
     return {
@@ -235,15 +241,11 @@ def _tunnel(socket: Fields, **fields: object) -> Fields:
     }
 
 
-def _keepalive() -> Fields:
-    """The only thing that notices a peer whose process is frozen. Any frame that comes in extends the timeout."""
-    return {"interval": milliseconds(_KEEPALIVE_EVERY_MS), "timeout": milliseconds(_KEEPALIVE_MS)}
-
-
 def _health_check(failures: int = 1) -> Fields:
     """Whether the gateway answers. 403 is an answer too: of one that has not heard of this site yet, as when both have just become peers.
 
-    After so many failures connections to it are closed, and what was on its way goes by another path. Where there is one, the first failure counts.
+    After so many failures nothing new goes there; what is on its way stays until the keepalive gives up. Where there is another path, the first failure
+    counts: a wrong one costs a detour until the next check, and breaks nothing.
     """
     every = milliseconds(_CHECK_EVERY_MS)
     answers = [{"start": 200, "end": 201}, {"start": 403, "end": 404}]
@@ -251,7 +253,7 @@ def _health_check(failures: int = 1) -> Fields:
         "interval": every,
         "no_traffic_interval": every,
         "no_traffic_healthy_interval": every,
-        "timeout": milliseconds(_CONNECT_TIMEOUT_MS),
+        "timeout": milliseconds(_CHECK_MS),
         "healthy_threshold": number(1),
         "unhealthy_threshold": number(failures),
         "http_health_check": {"path": PEER_HEALTH_PATH, "host": PEER_AUTHORITY, "codec_client_type": "HTTP2", "expected_statuses": answers},

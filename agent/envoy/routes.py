@@ -43,6 +43,8 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 _UNTOUCHED = ("connect-failure", "refused-stream")
 """Retry conditions under which no origin has seen the request."""
 _REPLAYED = (*_UNTOUCHED, "reset")
+_SELECTIONS = 16
+"""Of a host, until a retry is content with one that was tried: by then another one is found, however little weight it has."""
 _HSTS = "max-age=31536000"
 
 
@@ -412,7 +414,7 @@ def _retry(retry: RetryPolicy, *, idempotent: bool) -> Fields:
         "retriable_headers": [{"name": names.MARKER, "string_match": {"safe_regex": {"regex": marked}}}],
         "retry_priority": extension("envoy.retry_priorities.previous_priorities", PreviousPrioritiesConfig(update_frequency=1)),
         "retry_host_predicate": [extension("envoy.retry_host_predicates.previous_hosts", PreviousHostsPredicate())],
-        "host_selection_retry_max_attempts": 3,
+        "host_selection_retry_max_attempts": _SELECTIONS,
         "retry_back_off": {"base_interval": milliseconds(retry.back_off_base), "max_interval": milliseconds(retry.back_off_max)},
         **per_try,
     }

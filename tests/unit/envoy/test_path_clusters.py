@@ -4,11 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
+from agent.envoy.clusters import HTTP_OPTIONS
 from agent.envoy.inputs import Item, ItemId, LocalState, PeerView, Scope
 from agent.envoy.paths import paths
 from agent.envoy.render import render
-from agent.envoy.resources import ENDPOINTS, Resources
+from agent.envoy.resources import CLUSTER, ENDPOINTS, Resources
 from agent.protocol.items import Edge, Gateway, ItemKind, Peer
 from tests.golden_files import ROOT
 from tests.unit.envoy.golden_cases import local_of, snapshot_of
@@ -93,3 +96,12 @@ def test_a_path_that_is_judged_changes_nothing_but_endpoints() -> None:
 def test_a_path_that_is_not_in_use_moves_no_request() -> None:
     before, after = render(SNAPSHOT, with_paths(direct=True, e=True)), render(SNAPSHOT, with_paths(direct=True, e=False))
     assert changed(before, after) == {(ENDPOINTS, f"site|{B}")}
+
+
+def test_a_path_is_judged_before_its_connections_are_closed_so_that_nothing_dials_it_again() -> None:
+    cluster = Cluster.FromString(render(SNAPSHOT, LOCAL).by_type[CLUSTER][f"site|{B}"].value)
+    (check,) = cluster.health_checks
+    options = HttpProtocolOptions.FromString(cluster.typed_extension_protocol_options[HTTP_OPTIONS].value)
+    keepalive = options.explicit_http_config.http2_protocol_options.connection_keepalive
+    judged = check.interval.ToTimedelta() + check.unhealthy_threshold.value * check.timeout.ToTimedelta()
+    assert judged < keepalive.timeout.ToTimedelta()
