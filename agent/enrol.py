@@ -20,6 +20,7 @@ from agent.control import ControlPlane, Signer, pinned_anchors, token_claims
 from agent.errors import AgentError, Busy, Misconfigured, NotAdmitted, StorageFailed, Unreachable
 from agent.log import log
 from agent.protocol.enrolment import (
+    BACKDATED_S,
     BootstrapRequest,
     BootstrapSpec,
     ConfigRequest,
@@ -158,6 +159,11 @@ class Identity:
             self._hurried_at = time.monotonic()
             self._hurry.set()
 
+    def retry(self) -> None:
+        """Renew soon if that has failed: the control plane is there again, and the next try may be minutes away."""
+        if self._failure:
+            self._hurry.set()
+
     async def trust(self, anchor_pem: str) -> None:
         """Roots under which control planes are trusted from now on, also after a restart."""
         if not anchor_pem or anchor_pem == self.credentials.control_plane_anchor_pem:
@@ -225,6 +231,6 @@ def _certificate(pem: str) -> x509.Certificate:
 
 
 def _validity(credentials: Credentials) -> tuple[float, float]:
-    """Unix seconds from and until when the certificate holds."""
+    """Unix seconds when the certificate was issued, and until when it holds."""
     certificate = _certificate(credentials.certificate_pem)
-    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    return certificate.not_valid_before_utc.timestamp() + BACKDATED_S, certificate.not_valid_after_utc.timestamp()

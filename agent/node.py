@@ -165,7 +165,8 @@ class Node:
         self._reports = Reports(self._control, self, boot_id, self._metrics)
         electing = self.cluster if settings.leader_election else None
         self._election = Election(Leases(publisher), "discovery", electing, self._reports.look)
-        self._heartbeats = Heartbeats(self._control, self, boot_id, VERSION, self._reports.resend, self._identity.hurry)
+        identity = self._identity
+        self._heartbeats = Heartbeats(self._control, self, boot_id, VERSION, self._reports.resend, identity.hurry, identity.retry)
         self._advertiser = Advertiser(settings, node.node_id, lambda: self._control.url, self._reports.look, self.cluster)
         self._forwarders = () if settings.forward_address is None else (self._forwarder(settings.forward_address),)
         self._status_file = StatusFile(run_dir, self._status)

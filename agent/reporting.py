@@ -95,6 +95,8 @@ class Heartbeats:
     version: str
     on_resend: Callable[[], None]
     on_renew: Callable[[], None]
+    on_return: Callable[[], None]
+    """The control plane answers again."""
     pace_s: float = field(default=_FIRST_PACE_S, init=False)
     last_error: str = field(default="", init=False)
 
@@ -122,6 +124,8 @@ class Heartbeats:
                 self.last_error = str(error)
                 pause = max(pause, (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0)
             else:
+                if self.last_error:
+                    self.on_return()
                 self.last_error, self.pace_s = "", max(answer.pace_s, 0.1)
                 if answer.resend:
                     self._resends.append(_now())

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -86,7 +86,8 @@ def create_app(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] 
 
 
 def open_services(settings: Settings, database: Database, fabric: Fabric, compiler: ThreadPoolExecutor, clock: Clock) -> Services:
-    fabric = replace(fabric, own_certificate=settings.own_certificate)
+    life = timedelta(seconds=settings.node_certificate_life_s)
+    fabric = replace(fabric, own_certificate=settings.own_certificate, node_life=life)
     delivery = Delivery(database, fabric, compiler)
     heartbeats = Heartbeats(database, clock())
     leases = Leases(database, heartbeats)

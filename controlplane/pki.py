@@ -25,12 +25,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from agent.protocol.enrolment import BACKDATED_S
+
 AUTHORITY_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=30)
 NODE_LIFE = timedelta(days=7)
-"""Longer than the longest outage of the control plane that sites promise to survive; renewed at half."""
-BACKDATED = timedelta(hours=2)
-"""`notBefore` lies so far back, for verifiers whose clock is behind."""
+"""Unless the operator chooses another. Longer than the longest outage of the control plane that sites promise to survive; renewed at half."""
+BACKDATED = timedelta(seconds=BACKDATED_S)
+"""`notBefore` of every certificate lies so far back."""
 
 _CLIENT_AND_SERVER = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
 _NONCE_BYTES = 12
@@ -157,13 +159,15 @@ class NodeIdentity:
         return f"{self.node_id}.{self.site_id}.{self.tenant_id}.{self.trust_domain}"
 
 
-def issue_node(authority: Authority, identity: NodeIdentity, key: ec.EllipticCurvePublicKey, now: datetime) -> x509.Certificate:
+def issue_node(
+    authority: Authority, identity: NodeIdentity, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta = NODE_LIFE
+) -> x509.Certificate:
     """A node's certificate, for both ends of a tunnel. Nothing of it comes from the CSR but the key.
 
     Its common name is the site: whoever accepts a reverse tunnel compares the whole subject with the site that the tunnel claims to lead to.
     """
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns_name)]
-    return _leaf(authority, identity.site_id, names, _CLIENT_AND_SERVER, key, now, NODE_LIFE)
+    return _leaf(authority, identity.site_id, names, _CLIENT_AND_SERVER, key, now, life)
 
 
 def issue_server(authority: Authority, names: Sequence[str], key: ec.EllipticCurvePublicKey, now: datetime) -> x509.Certificate:

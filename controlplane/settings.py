@@ -89,6 +89,13 @@ class Settings(BaseSettings):
         pattern=r"^([0-9.]{7,15}(:[0-9]{1,5})?)?$",
         description="Name server, as IPv4 address[:port], that is asked whether a public name belongs to a tenant; default: the system's.",
     )
+    node_certificate_life_s: int = Field(
+        7 * 86400,
+        ge=30,
+        le=365 * 86400,
+        description="How long a node's certificate is valid, in seconds; renewed at half. Without a control plane for longer, sites cannot"
+        " open new tunnels. Choose the same for all replicas.",
+    )
     longest_token_life_s: int = Field(7 * 86400, ge=60, description="Longest life of a registration token, in seconds.")
     agent_image: str = Field(
         "isthmus-agent",

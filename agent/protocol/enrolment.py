@@ -19,6 +19,9 @@ BOOTSTRAP_PATH = "/api/register/registerBootstrap"
 REQUEST_CONFIG_PATH = "/api/register/requestConfig"
 RENEW_PATH = "/api/agent/v1/renew"
 
+BACKDATED_S = 7_200
+"""A node's certificate begins so long before it was issued, for verifiers whose clock is behind; its life counts from when it was issued."""
+
 PROOF_SCHEME = "Proof"
 """`Authorization: Proof <JWT>`: ES256, header `kid` = id of the node, claims as in `Proof`."""
 PROOF_AUDIENCE = "isthmus-controlplane"

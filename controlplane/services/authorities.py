@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -25,6 +25,8 @@ class Fabric:
     """Signs registration tokens."""
     own_certificate: bool = True
     """Whether control planes are trusted under the roots; otherwise the public knows their certificates."""
+    node_life: timedelta = pki.NODE_LIFE
+    """Of certificates of nodes, those of regional edges among them."""
 
 
 async def create_fabric(session: AsyncSession, ring: pki.KeyRing, trust_domain: str, now: datetime) -> None:

@@ -226,7 +226,7 @@ async def _create(
 async def _same_certificate(session: AsyncSession, desk: Desk, node_id: UUID, key: ec.EllipticCurvePublicKey, now: datetime) -> Node:
     """What was answered before, or a fresh one if little of its life is left."""
     node = _same(await nodes.get(session, desk.tenant_id, node_id), key)
-    if node.certificate_expires_at - now > pki.NODE_LIFE / 2:
+    if node.certificate_expires_at - now > desk.fabric.node_life / 2:
         return node
     revision = await raise_revision(session, desk.tenant_id)
     node = _same(await nodes.get(session, desk.tenant_id, node_id, lock=True), key)
@@ -249,7 +249,7 @@ async def _issue(
     leaves = [leaf for leaf in node.leaves if leaf[1] > now.timestamp()]
     if len(leaves) >= MOST_LEAVES:
         raise TooManyRequests(f"node {node.name} has {len(leaves)} certificates that have not expired", retry_after_s=3600.0)
-    certificate = pki.issue_node(authority, _identity(desk, node), key, now)
+    certificate = pki.issue_node(authority, _identity(desk, node), key, now, desk.fabric.node_life)
     serial = f"{certificate.serial_number:x}"
     await nodes.change(
         session,
@@ -259,7 +259,7 @@ async def _issue(
         certificate_pem=pki.to_pem(certificate),
         certificate_serial=serial,
         certificate_expires_at=certificate.not_valid_after_utc,
-        leaves=[*leaves, [serial, certificate.not_valid_after_utc.timestamp()]],
+        leaves=[*leaves, [serial, certificate.not_valid_after_utc.timestamp(), pki.key_identifier(authority.certificate_pem)]],
         revision=revision,
     )
     issued = await nodes.get(session, desk.tenant_id, node.id)

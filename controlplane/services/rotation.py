@@ -10,7 +10,7 @@ retiring one can be switched back to.
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
@@ -34,13 +34,6 @@ from controlplane.store.tenants import TenantRecord
 
 Role = Literal["root", "servers", "edges", "tenant"]
 OF_FABRIC: tuple[Role, ...] = ("root", "servers", "edges")
-LEAF_LIFE: Mapping[Role, timedelta] = {
-    "root": pki.SERVER_LIFE,
-    "servers": pki.SERVER_LIFE,
-    "edges": pki.NODE_LIFE,
-    "tenant": pki.NODE_LIFE,
-}
-"""A root lives on in the certificates of control planes: nodes need it for nothing else."""
 MOST_REMOVED = 8
 """Versions that nobody trusts any more, and that are still shown."""
 _CARRIERS = frozenset({"site", "relay"})
@@ -272,9 +265,18 @@ async def _look(session: AsyncSession, caller: Caller, role: Role, now: datetime
     if "retiring" in states:
         issuer = pki.key_identifier(states["active"].certificate_pem)
         members = tuple([member async for member in _holding(session, caller, role, now)])
-        removable_at = states["retiring"].state_at + LEAF_LIFE[role]
-        return Rotation(role, versions, "remove", _progress((member, member.lag(issuer)) for member in members), removable_at)
+        progress = _progress((member, member.lag(issuer)) for member in members)
+        return Rotation(role, versions, "remove", progress, _removable_at(states["retiring"], members))
     return Rotation(role, versions, "add", _progress(()))
+
+
+def _removable_at(retiring: SealedAuthority, members: Iterable[Member]) -> datetime:
+    """A root lives on in the certificates of control planes: nodes need it for nothing else."""
+    if retiring.role in ("root", "servers"):
+        return retiring.state_at + pki.SERVER_LIFE
+    issuer = pki.key_identifier(retiring.certificate_pem)
+    ends = [until for member in members for _, until, by in member.node.leaves if by == issuer]
+    return datetime.fromtimestamp(max(ends), UTC) if ends else retiring.state_at
 
 
 def _progress(said: Iterable[tuple[Member, str]]) -> Progress:

@@ -34,7 +34,9 @@ class Node:
     """An `agent.protocol.report.IpsecAbility`, as JSON."""
     revoked_at: datetime | None = None
     leaves: list[Any] = field(default_factory=list)
-    """Serial (hex) and end (Unix seconds) of each certificate that it was given and that had not expired when the last one was issued."""
+    """Serial (hex), end (Unix seconds) and issuer (key identifier) of each certificate that it was given and that had not expired when the last
+    one was issued.
+    """
     lost_at: datetime | None = None
     """Since when its site counts as lost."""
     exports: dict[str, Any] | None = None
@@ -114,7 +116,7 @@ async def revoked_serials(session: AsyncSession, tenant_id: UUID, now: datetime)
     query = (
         select(NodeRow.leaves).filter_by(tenant_id=tenant_id).where(NodeRow.revoked_at.is_not(None), NodeRow.certificate_expires_at > now)
     )
-    return tuple(int(serial, 16) for leaves in await session.scalars(query) for serial, until in leaves if until > now.timestamp())
+    return tuple(int(serial, 16) for leaves in await session.scalars(query) for serial, until, _ in leaves if until > now.timestamp())
 
 
 async def forget_revoked(session: AsyncSession, tenant_id: UUID, before: datetime) -> None:

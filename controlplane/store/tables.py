@@ -314,7 +314,7 @@ class NodeRow(OfTenant, Base):
     certificate_serial: Mapped[str]
     certificate_expires_at: Mapped[datetime]
     leaves: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
-    """Serial (hex) and end (Unix seconds) of each certificate that it was given and that has not expired."""
+    """Serial (hex), end (Unix seconds) and issuer (key identifier) of each certificate that it was given and that has not expired."""
     gateways: Mapped[list[Any]]
     """Of `agent.protocol.items.Gateway`."""
     ipsec: Mapped[Json | None]

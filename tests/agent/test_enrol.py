@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agent.control import ControlPlane
 from agent.enrol import Applicant, Identity, enrol
 from agent.errors import Misconfigured, Refused, StorageFailed, Untrusted
-from agent.protocol.enrolment import Credentials
+from agent.protocol.enrolment import BACKDATED_S, Credentials
 from agent.state import StateDirectory
 
 pytestmark = pytest.mark.looptime
@@ -31,10 +31,11 @@ def token(**claims: Any) -> str:
     return jwt.encode(given, "not verified by agents, so any key will do", algorithm="HS256")
 
 
-def certificate(key: ec.EllipticCurvePrivateKey, age: timedelta = timedelta(hours=2), life: timedelta = timedelta(days=7)) -> str:
+def certificate(key: ec.EllipticCurvePrivateKey, age: timedelta = timedelta(), life: timedelta = timedelta(days=7)) -> str:
     name = x509.Name([])
-    since = datetime.now(UTC) - age  # noqa: TID251  # the agent reads the clock as well
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, since, since + life)
+    issued = datetime.now(UTC) - age  # noqa: TID251  # the agent reads the clock as well
+    backdated = issued - timedelta(seconds=BACKDATED_S)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, backdated, issued + life)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -171,6 +172,35 @@ async def test_at_half_of_its_life_a_certificate_is_renewed_and_handed_on(server
     assert renewed == [young]
     assert directory.credentials() == young
     assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(("minutes", "renewals"), [(25, 0), (35, 1)])
+async def test_a_short_life_counts_from_the_issue_and_not_from_the_backdated_beginning(
+    server: Server, directory: StateDirectory, minutes: int, renewals: int
+) -> None:
+    short = certificate(directory.node_key(), timedelta(minutes=minutes), timedelta(hours=1))
+    held, renewed = identity(server, directory, short)
+    server.answers[RENEW] = [said(credentials(certificate(directory.node_key())).model_dump())]
+    running = asyncio.create_task(held.run())
+    await asyncio.sleep(60)
+    running.cancel()
+    assert (len(renewed), held.warning) == (renewals, None)
+
+
+async def test_a_renewal_that_failed_is_tried_again_when_the_control_plane_is_back(server: Server, directory: StateDirectory) -> None:
+    held, renewed = identity(server, directory, certificate(directory.node_key(), age=timedelta(days=8)))
+    server.answers[RENEW] = [httpx2.ConnectError("away")]
+    running = asyncio.create_task(held.run())
+    await asyncio.sleep(6 * 3600)
+    tried = len(server.asked)
+    server.answers[RENEW] = [said(credentials(certificate(directory.node_key())).model_dump())]
+    held.retry()
+    await asyncio.sleep(11)
+    assert (len(server.asked), len(renewed)) == (tried + 1, 1)
+    held.retry()
+    await asyncio.sleep(60)
+    running.cancel()
+    assert len(renewed) == 1, "nothing had failed"
 
 
 async def test_a_certificate_that_nobody_renews_is_warned_of(server: Server, directory: StateDirectory) -> None:

@@ -92,7 +92,7 @@ async def running(loop: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
 
 def heartbeats(hearer: Hearer, said: Said, resent: list[int] | None = None) -> Heartbeats:
     again = [] if resent is None else resent
-    return Heartbeats(hearer, said, "boot", "0", lambda: again.append(1), lambda: None)
+    return Heartbeats(hearer, said, "boot", "0", lambda: again.append(1), lambda: None, lambda: None)
 
 
 def reports(hearer: Hearer, said: Said) -> Reports:
@@ -158,7 +158,7 @@ async def test_who_is_asked_to_wait_waits() -> None:
 async def test_a_server_that_knows_nothing_of_this_boot_gets_everything_again() -> None:
     hearer, said = Hearer(), Said(origins=(OriginHealth(pool="n/p", healthy=1, total=2),))
     reporting = reports(hearer, said)
-    beating = Heartbeats(hearer, said, "boot", "0", reporting.resend, lambda: None)
+    beating = Heartbeats(hearer, said, "boot", "0", reporting.resend, lambda: None, lambda: None)
     async with running(reporting.run()), running(beating.run()):
         await asyncio.sleep(10)
         assert len(hearer.reports) == 1
@@ -286,10 +286,23 @@ async def test_counters_that_are_refused_do_not_hold_back_what_comes_after() -> 
 
 async def test_who_signed_the_certificate_is_told_and_the_wish_to_renew_heard() -> None:
     hearer, renewals = Hearer(answer=HeartbeatAnswer(pace_s=3, now=0, renew=True)), list[int]()
-    beating = Heartbeats(hearer, Said(), "boot", "0", lambda: None, lambda: renewals.append(1))
+    beating = Heartbeats(hearer, Said(), "boot", "0", lambda: None, lambda: renewals.append(1), lambda: None)
     async with running(beating.run()):
         await asyncio.sleep(1)
     assert (hearer.beats[0][1].issuer, renewals) == ("ab", [1])
+
+
+async def test_the_return_of_the_control_plane_is_noticed_once() -> None:
+    hearer, returns = Hearer(), list[int]()
+    beating = Heartbeats(hearer, Said(), "boot", "0", lambda: None, lambda: None, lambda: returns.append(1))
+    async with running(beating.run()):
+        await asyncio.sleep(10)
+        hearer.failure = Unreachable("away")
+        await asyncio.sleep(60)
+        assert returns == []
+        hearer.failure = None
+        await asyncio.sleep(30)
+    assert returns == [1]
 
 
 async def test_being_forgotten_again_and_again_means_a_twin() -> None:

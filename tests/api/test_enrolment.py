@@ -1,7 +1,9 @@
 """From a token to a certificate, and what is refused on the way."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,12 +11,17 @@ import jwt
 import pytest
 from cryptography import x509
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from agent.errors import NotAdmitted, NotRecognised, Refused
 from agent.protocol.enrolment import CA_PATH, RenewRequest
 from agent.protocol.items import ItemKind
 from controlplane.api import deps
-from controlplane.pki import create_key
+from controlplane.app import open_services
+from controlplane.pki import BACKDATED, create_key
+from controlplane.services.authorities import Fabric
+from controlplane.settings import Settings
+from controlplane.store.session import Database
 from tests.api.enrolled import REGISTRATIONS, SITES, TOKENS, admitted, caught_up, create_token, csr, node, token_for
 from tests.backend import now
 
@@ -216,6 +223,29 @@ async def test_a_node_renews_its_certificate_with_another_key_and_may_lose_the_a
         made.control.signer = type(made.control.signer)(renewed.node_id, old)
         with pytest.raises(Refused, match="the proof does not hold"):
             await made.manifest()
+
+
+async def test_how_long_certificates_are_valid_is_the_operators_choice(
+    app: FastAPI, user: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, database: Database, fabric: Fabric, tmp_path: Path
+) -> None:
+    settings = Settings(state_dir=tmp_path, node_certificate_life_s=3600)
+    with ThreadPoolExecutor(1) as compiler:
+        app.state.services = open_services(settings, database, fabric, compiler, deps.clock)
+        async with admitted(app, user, "berlin") as made:
+            assert made.credentials
+            first = made.credentials.certificate_pem
+            leaf = x509.load_pem_x509_certificate(first.encode())
+            assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == timedelta(hours=1) + BACKDATED
+            monkeypatch.setattr(deps, "clock", lambda: now() + timedelta(minutes=25))
+            assert (await made.fetch_credentials()).certificate_pem == first
+            monkeypatch.setattr(deps, "clock", lambda: now() + timedelta(minutes=35))
+            assert (await made.fetch_credentials()).certificate_pem != first
+
+
+@pytest.mark.parametrize("seconds", [0, 29, 365 * 86400 + 1])
+def test_a_life_that_no_certificate_should_have_is_refused(seconds: int) -> None:
+    with pytest.raises(ValidationError, match="node_certificate_life_s"):
+        Settings(node_certificate_life_s=seconds)
 
 
 async def test_decommissioning_revokes_at_once_and_a_new_site_of_the_name_inherits_nothing(app: FastAPI, user: httpx.AsyncClient) -> None:

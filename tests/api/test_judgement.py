@@ -106,7 +106,7 @@ async def test_every_certificate_is_known_however_many_are_asked_for_at_once(
             found = await nodes.get(session, tenant_id, node_id(made))
     assert found
     serials = {f"{load_pem_x509_certificate(each.certificate_pem.encode()).serial_number:x}" for each in issued}
-    assert serials <= {serial for serial, _ in found.leaves}
+    assert serials <= {serial for serial, _, _ in found.leaves}
 
 
 async def test_revoked_nodes_are_forgotten_in_the_end(app: FastAPI, user: httpx.AsyncClient, database: Database) -> None:
