@@ -31,7 +31,7 @@ _STEADY_S = 2.0
 _STEADY_WITHIN_S = 60.0
 _FAILURES = (TimeoutError, ProcessFailed, Refused, OSError, AssertionError, RuntimeError, httpx.HTTPError)
 
-LANES = (("edges",), ("ipsec",), ("nodes", "databases", "mesh"))
+LANES = (("edges",), ("ipsec",), ("nodes", "databases", "brief", "mesh"))
 """Scenes that may be there at the same time, each lane in this order: a path that was cut is used again only after it was good for a minute."""
 
 Result = Outage | str
@@ -192,7 +192,7 @@ within {SLOW_S:g} s, and until when something was still sent to where nobody ans
     return head + "\n" + "\n".join(lines) + "\n"
 
 
-_QUICK = "This was the quick form: faults lasted as short as they may, also those that should last ten minutes."
+_QUICK = "This was the quick form: faults lasted as short as they may, also those that should last ten minutes, of which `FAILOVER-LONG.md` tells."
 
 
 def _seconds(value: float | None) -> str:

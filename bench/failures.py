@@ -1,12 +1,14 @@
 """The failure matrix as data: what breaks, for how long, under which load, and what may come of it."""
 
 import asyncio
+import json
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from bench.memory import enrol_all
 from bench.outage import Outage
@@ -16,6 +18,7 @@ from lab import faults
 from lab.api import Refused
 from lab.network import Place
 from lab.postgres import Postgres
+from lab.site import Node
 from lab.specs import http_loadbalancer, tcp_loadbalancer
 from lab.wait import until
 
@@ -60,6 +63,8 @@ NOTHING = Aim(failed=0, stall_s=0.5)
 """Whoever calls does not notice."""
 TUNNEL = Aim(failed=0, stall_s=1.5)
 CLUSTER = Aim(recovered_s=3.0)
+RENEWED = Aim(failed=0, stall_s=0.5, caught_up_s=30, caught_up="renewed")
+RETURNED = Aim(failed=0, stall_s=0.5, caught_up_s=120, caught_up="back at it")
 LOST = Aim(failed=0, caught_up_s=10, caught_up="out of use")
 
 
@@ -332,6 +337,44 @@ async def node_restarts_alone(scene: Scene) -> AsyncIterator[None]:
         await replica.start()
 
 
+# Identity
+
+
+@asynccontextmanager
+async def certificates_expire(scene: Scene, *, broken: bool = False) -> AsyncIterator[None]:
+    """The control plane is away until no node has a valid certificate, and with `broken` their tunnels are reset once then; it comes back in the end."""
+    loop = asyncio.get_running_loop()
+    nodes = [*scene.a.nodes, *scene.b.nodes]
+    await kill_replicas(scene)
+    await until(partial(_have_expired, nodes, {True}), "all certificates to have expired", within_s=120)
+    if broken:
+        async with link_to_b(scene, faults.reset):
+            await asyncio.sleep(1)
+    yield
+    await start_replicas(scene)
+    began = loop.time()
+    await until(partial(_have_expired, nodes, {False}), "all nodes to have certificates again", within_s=120)
+    client = await scene.a.http(HTTP_PORT, "only.test")
+
+    async def answers() -> bool:
+        return (await client.get("/")).is_success
+
+    await until(answers, "b to be reached again", within_s=60)
+    scene.caught_up_s = loop.time() - began
+    scene.note = f"valid certificates and answers {scene.caught_up_s:.1f} s after the control plane was back"
+
+
+async def _have_expired(nodes: Iterable[Node], expected: set[bool]) -> bool:
+    """Whether that holds of the certificates of all or of none, as agents say."""
+    return {any("certificate has expired" in warning for warning in _told(node)["warnings"]) for node in nodes} == expected
+
+
+def _told(node: Node) -> dict[str, Any]:
+    """What its agent says of itself."""
+    told: dict[str, Any] = json.loads((node.state / "run" / "status.json").read_text())
+    return told
+
+
 # Control plane and database
 
 
@@ -349,6 +392,25 @@ async def start_replicas(scene: Scene) -> None:
 async def frozen_replicas(scene: Scene) -> AsyncIterator[None]:
     with faults.frozen([replica.process.pid for replica in scene.fabric.replicas]):
         yield
+
+
+@asynccontextmanager
+async def preferred_replica_gone(scene: Scene) -> AsyncIterator[None]:
+    """Agents name two URLs of the control plane, the first of which they prefer."""
+    loop, nodes = asyncio.get_running_loop(), scene.fabric.nodes()
+    first, second = scene.fabric.replicas
+    await first.process.kill()
+    await until(partial(_all_use, nodes, second.url), "all agents to use the other control plane", within_s=60)
+    yield
+    await first.start()
+    began = loop.time()
+    await until(partial(_all_use, nodes, first.url), "all agents to use the preferred control plane", within_s=180)
+    scene.caught_up_s = loop.time() - began
+    scene.note = f"all agents used it again {scene.caught_up_s:.0f} s after it was back"
+
+
+async def _all_use(nodes: Iterable[Node], url: str) -> bool:
+    return {_told(node)["control_plane"] for node in nodes} == {url}
 
 
 @asynccontextmanager
@@ -483,8 +545,17 @@ ROWS = (
     Row("agents killed", "mesh", "only", _now(kill_agents, start_agents), NOTHING),
     Row("Envoy of the caller killed", "mesh", "only", _now(kill_envoy_of_a), CLUSTER),
     Row("caller's node restarted without a control plane", "mesh", "only", node_restarts_alone, Aim(recovered_s=10)),
+    Row("node certificates expire without a control plane", "brief", "only", certificates_expire, RENEWED),
+    Row(
+        "node certificates expire without a control plane, then tunnels are reset",
+        "brief",
+        "only",
+        partial(certificates_expire, broken=True),
+        Aim(caught_up_s=30, caught_up="renewed"),
+    ),
     Row("control plane killed", "mesh", "only", _now(kill_replicas, start_replicas), NOTHING, LONG_S, QUICK_S),
     Row("control plane frozen", "mesh", "only", frozen_replicas, NOTHING, LONG_S, QUICK_S),
+    Row("preferred control plane gone, another left", "mesh", "only", preferred_replica_gone, RETURNED),
     Row("Postgres gone", "mesh", "only", postgres_gone, NOTHING, LONG_S, QUICK_S),
     Row("Postgres restarted", "mesh", "only", _now(restart_postgres), NOTHING),
     Row("Postgres failed over to another server", "databases", "only", database_fails_over, NOTHING),

@@ -130,6 +130,13 @@ async def ipsec(say: Say) -> AsyncIterator[Scene]:
         yield await _furnished(Scene(fabric, say), {"only": ("b",)})
 
 
+@asynccontextmanager
+async def brief(say: Say) -> AsyncIterator[Scene]:
+    """Two sites whose certificates are valid for half a minute."""
+    async with Fabric(("a", "b"), controlplane_env={"CONTROLPLANE_NODE_CERTIFICATE_LIFE_S": "30"}, progress=say) as fabric:
+        yield await _furnished(Scene(fabric, say), {"only": ("b",)})
+
+
 async def _furnished(scene: Scene, served_by: Mapping[str, Sequence[str]] = SERVED_BY) -> Scene:
     api = scene.fabric.api
     await api.create("healthcheck", "alive", ALIVE)
@@ -147,4 +154,4 @@ async def _furnished(scene: Scene, served_by: Mapping[str, Sequence[str]] = SERV
     return scene
 
 
-SCENES = {"mesh": mesh, "edges": edges, "nodes": nodes, "databases": databases, "ipsec": ipsec}
+SCENES = {"mesh": mesh, "edges": edges, "nodes": nodes, "databases": databases, "ipsec": ipsec, "brief": brief}
