@@ -17,6 +17,8 @@ OF_NO_TENANT = {
     "edges.names": "edges are the same for every tenant",
     "facts.get": "facts about the installation",
     "facts.put": "facts about the installation",
+    "locks.take": "a job of the whole control plane",
+    "locks.try_take": "a job of the whole control plane",
     "sealed.under": "counts what is sealed for everybody",
     "public_names.list_all": "lists names of all tenants, for operators",
     "tenants.find": "looks for tenants",
