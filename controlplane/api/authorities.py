@@ -1,8 +1,8 @@
 """Certificate authorities and their replacement: the fabric's for the operator, a tenant's own for the tenant. Paths of our own."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
 from controlplane import pki
 from controlplane.api.body import OptionalJsonBody
@@ -11,7 +11,7 @@ from controlplane.api.requests import read
 from controlplane.auth import Caller
 from controlplane.resources.base import Value
 from controlplane.services import rotation
-from controlplane.services.rotation import OF_FABRIC, Progress, Rotation
+from controlplane.services.rotation import OF_FABRIC, Manifests, Progress, Rotation
 from controlplane.store.authorities import SealedAuthority
 
 router = APIRouter(tags=["authority"])
@@ -29,19 +29,27 @@ class Switch(Value):
     """Whether nodes that are not heard of hold the switch up. Left behind, they may have to enrol anew."""
 
 
+async def _manifests(caller: CurrentCaller, services: CurrentServices) -> Manifests:
+    return await rotation.edge_manifests(services.database, services.delivery, caller.tenant_id)
+
+
+EdgeManifests = Annotated[Manifests, Depends(_manifests)]
+"""Comes before a session: it needs connections of its own. What the session writes would not be in it yet in any case."""
+
+
 # The fabric's
 
 
 @router.get(_FABRIC, operation_id="isthmus.authority.List")
-async def list_authorities(caller: Operator, services: CurrentServices, session: Session, now: Now) -> Json:
+async def list_authorities(caller: Operator, session: Session, now: Now) -> Json:
     """The fabric's authorities: root (control planes), servers (their HTTPS certificates) and edges (regional edges)."""
-    return {"items": [await _look(services, session, caller, role, now) for role in OF_FABRIC]}
+    return {"items": [await _look(session, caller, role, {}, now) for role in OF_FABRIC]}
 
 
 @router.get(f"{_FABRIC}/{{role}}", operation_id="isthmus.authority.Get")
-async def get_authority(role: FabricRole, caller: Operator, services: CurrentServices, session: Session, now: Now) -> Json:
+async def get_authority(role: FabricRole, caller: Operator, session: Session, now: Now) -> Json:
     """Its versions, the next step of a replacement, and which nodes that waits for."""
-    return await _look(services, session, caller, role, now)
+    return await _look(session, caller, role, {}, now)
 
 
 @router.post(f"{_FABRIC}/{{role}}/versions", operation_id="isthmus.authority.Add")
@@ -50,7 +58,7 @@ async def add_version(
 ) -> Json:
     """Step 1 of a replacement: a next version, which everybody comes to trust. Registration tokens from before a new root are of no more use."""
     await rotation.add(session, caller, services.fabric, role, now)
-    return await _look(services, session, caller, role, now)
+    return await _look(session, caller, role, {}, now)
 
 
 @router.post(f"{_FABRIC}/{{role}}/versions/{{version}}/switch", operation_id="isthmus.authority.Switch")
@@ -58,60 +66,67 @@ async def switch_version(
     role: FabricRole, version: int, body: OptionalJsonBody, caller: Operator, services: CurrentServices, session: Session, now: Now
 ) -> Json:
     """Step 2: it signs from now on, and the one before is retiring. 409 names the nodes that have not confirmed it."""
-    return await _switch(session, caller, services, role, version, body, now)
+    return await _switch(session, caller, services, role, version, body, {}, now)
 
 
 @router.delete(f"{_FABRIC}/{{role}}/versions/{{version}}", operation_id="isthmus.authority.Remove")
-async def remove_version(
-    role: FabricRole, version: int, body: OptionalJsonBody, caller: Operator, services: CurrentServices, session: Session, now: Now
-) -> Json:
+async def remove_version(role: FabricRole, version: int, body: OptionalJsonBody, caller: Operator, session: Session, now: Now) -> Json:
     """Step 3: it is trusted no more. 409 names the nodes that still use its certificates."""
     await rotation.remove(session, caller, role, version, now)
-    return await _look(services, session, caller, role, now)
+    return await _look(session, caller, role, {}, now)
 
 
 # The tenant's
 
 
 @router.get(_TENANT, operation_id="isthmus.authority.GetOfTenant")
-async def get_own_authority(caller: CurrentCaller, services: CurrentServices, session: Session, now: Now) -> Json:
+async def get_own_authority(caller: CurrentCaller, manifests: EdgeManifests, session: Session, now: Now) -> Json:
     """The authority of the tenant's nodes: its versions, the next step of a replacement, and which nodes that waits for."""
-    return await _look(services, session, caller, "tenant", now)
+    return await _look(session, caller, "tenant", manifests, now)
 
 
 @router.post(f"{_TENANT}/versions", operation_id="isthmus.authority.AddOfTenant")
-async def add_own_version(body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now) -> Json:
+async def add_own_version(
+    body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, manifests: EdgeManifests, session: Session, now: Now
+) -> Json:
     """Step 1 of a replacement: a next version, which all nodes come to trust."""
     await rotation.add(session, caller, services.fabric, "tenant", now)
-    return await _look(services, session, caller, "tenant", now)
+    return await _look(session, caller, "tenant", manifests, now)
 
 
 @router.post(f"{_TENANT}/versions/{{version}}/switch", operation_id="isthmus.authority.SwitchOfTenant")
 async def switch_own_version(
-    version: int, body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
+    version: int,
+    body: OptionalJsonBody,
+    caller: CurrentCaller,
+    services: CurrentServices,
+    manifests: EdgeManifests,
+    session: Session,
+    now: Now,
 ) -> Json:
     """Step 2: it signs from now on, and the one before is retiring. 409 names the nodes that have not confirmed it."""
-    return await _switch(session, caller, services, "tenant", version, body, now)
+    return await _switch(session, caller, services, "tenant", version, body, manifests, now)
 
 
 @router.delete(f"{_TENANT}/versions/{{version}}", operation_id="isthmus.authority.RemoveOfTenant")
 async def remove_own_version(
-    version: int, body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
+    version: int, body: OptionalJsonBody, caller: CurrentCaller, manifests: EdgeManifests, session: Session, now: Now
 ) -> Json:
     """Step 3: it is trusted no more. 409 names the nodes that still use its certificates."""
     await rotation.remove(session, caller, "tenant", version, now)
-    return await _look(services, session, caller, "tenant", now)
+    return await _look(session, caller, "tenant", manifests, now)
 
 
-async def _switch(session: Session, caller: Caller, services: Services, role: rotation.Role, version: int, body: Any, now: Now) -> Json:
+async def _switch(
+    session: Session, caller: Caller, services: Services, role: rotation.Role, version: int, body: Any, manifests: Manifests, now: Now
+) -> Json:
     ignore_offline = read(Switch, body or {}).offline == "ignore"
-    manifests = await rotation.edge_manifests(session, services.delivery, caller, role)
     await rotation.switch(session, caller, services.fabric, role, version, now, manifests=manifests, ignore_offline=ignore_offline)
-    return await _look(services, session, caller, role, now)
+    return await _look(session, caller, role, manifests, now)
 
 
-async def _look(services: Services, session: Session, caller: Caller, role: rotation.Role, now: Now) -> Json:
-    return _shown(await rotation.look(session, caller, role, now, await rotation.edge_manifests(session, services.delivery, caller, role)))
+async def _look(session: Session, caller: Caller, role: rotation.Role, manifests: Manifests, now: Now) -> Json:
+    return _shown(await rotation.look(session, caller, role, now, manifests))
 
 
 # What is shown

@@ -65,27 +65,18 @@ class Routes:
         key: KeyInPath,
         caller: CurrentCaller,
         services: CurrentServices,
-        session: Session,
         now: Now,
         response_format: Annotated[str, Query()] = "0",
     ) -> Json:
         """Read an object; `response_format` by name or number chooses what of it."""
-        found = await resources.get(session, caller, self.kind.kind, key)
-        match _format(response_format):
-            case "GET_RSP_FORMAT_FOR_CREATE":
-                return _answer(create_form={"metadata": found.meta, "spec": found.spec})
-            case "GET_RSP_FORMAT_FOR_REPLACE":
-                form = {"metadata": found.meta, "spec": found.spec}
-                return _answer(replace_form=form, resource_version=str(found.version))
-            case "GET_RSP_FORMAT_STATUS":
-                report = await services.observer.look(caller.tenant_id, self.kind.kind, key)
-                return _answer(metadata=found.meta, system_metadata=_system_metadata(caller, found), status=status.items(report, now))
-            case "GET_RSP_FORMAT_REFERRING_OBJECTS":
-                return _answer(referring_objects=await self._referrers(session, caller, key))
-            case "GET_RSP_FORMAT_BROKEN_REFERENCES":
-                return _answer(**await self._broken(session, caller, key))
-            case _:
-                return _answer(**await self._shown(session, services, caller, found, now))
+        chosen = _format(response_format)
+        async with services.database.sessions(caller.tenant_id) as session:
+            found = await resources.get(session, caller, self.kind.kind, key)
+            if chosen != "GET_RSP_FORMAT_STATUS":
+                return await self._formatted(session, services, caller, found, chosen, now)
+        # Only now: whoever looks needs connections of its own.
+        report = await services.observer.look(caller.tenant_id, self.kind.kind, key)
+        return _answer(metadata=found.meta, system_metadata=_system_metadata(caller, found), status=status.items(report, now))
 
     async def list_page(  # noqa: PLR0917 - FastAPI passes them by name
         self,
@@ -121,6 +112,23 @@ class Routes:
         else:
             await resources.delete(session, caller, self.kind.kind, key, now=now)
         return {}
+
+    async def _formatted(
+        self, session: AsyncSession, services: Services, caller: Caller, found: StoredJson, chosen: str, now: datetime
+    ) -> Json:
+        """What the stored object and those beside it tell."""
+        match chosen:
+            case "GET_RSP_FORMAT_FOR_CREATE":
+                return _answer(create_form={"metadata": found.meta, "spec": found.spec})
+            case "GET_RSP_FORMAT_FOR_REPLACE":
+                form = {"metadata": found.meta, "spec": found.spec}
+                return _answer(replace_form=form, resource_version=str(found.version))
+            case "GET_RSP_FORMAT_REFERRING_OBJECTS":
+                return _answer(referring_objects=await self._referrers(session, caller, found.key))
+            case "GET_RSP_FORMAT_BROKEN_REFERENCES":
+                return _answer(**await self._broken(session, caller, found.key))
+            case _:
+                return _answer(**await self._shown(session, services, caller, found, now))
 
     async def _shown(self, session: AsyncSession, services: Services, caller: Caller, found: StoredJson, now: datetime) -> Json:
         states = await self._states(session, services, caller, (found,), now)

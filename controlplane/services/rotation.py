@@ -29,7 +29,7 @@ from controlplane.store import changes, nodes, resources, tenants
 from controlplane.store.authorities import SealedAuthority
 from controlplane.store.locks import Lock, take
 from controlplane.store.nodes import Node, NodeStatus
-from controlplane.store.session import enter
+from controlplane.store.session import Database, enter
 from controlplane.store.tenants import TenantRecord
 
 Role = Literal["root", "servers", "edges", "tenant"]
@@ -115,19 +115,18 @@ Manifests = Mapping[UUID, str]
 """By id of a regional edge, the hash of the manifest that it should have."""
 
 
-async def edge_manifests(session: AsyncSession, delivery: Delivery, caller: Caller, role: Role) -> Manifests:
-    """With what the caller's tenant has for regional edges now. Their revisions are those of the operator's tenant, and say nothing of others."""
-    if role != "tenant":
-        return {}
-    operators = await tenants.find(session, OPERATOR_TENANT)
+async def edge_manifests(database: Database, delivery: Delivery, tenant_id: UUID) -> Manifests:
+    """With what the tenant has for regional edges now. Their revisions are those of the operator's tenant, and say nothing of others."""
+    async with database.definer() as definer:
+        operators = await tenants.find(definer, OPERATOR_TENANT)
     assert operators
     edges = await delivery.cache(operators)
     await delivery.catch_up(edges)
     ids = [site_id for site_id, site in edges.view.sites.items() if site.spec.is_edge]
     if ids:
-        own = await delivery.cache(caller.tenant_id)
+        own = await delivery.cache(tenant_id)
         await delivery.catch_up(own)
-        await delivery.shares.at(caller.tenant_id, own.view.revision)
+        await delivery.shares.at(tenant_id, own.view.revision)
     return {UUID(site_id): (await delivery.published(edges, site_id)).hash for site_id in ids}
 
 

@@ -22,6 +22,8 @@ _KEEPALIVE: Mapping[str, Any] = {"keepalives_idle": 1, "keepalives_interval": 1,
 
 LOCK_TIMEOUT = "10s"
 STATEMENT_TIMEOUT = "30s"
+CONNECTION_TIMEOUT_S = 10.0
+"""For one of the pool."""
 
 _ENTER = text(
     "SELECT set_config('isthmus.tenant', :tenant, true), set_config('lock_timeout', :lock, true),"
@@ -46,7 +48,9 @@ class Database:
         # Behind a pooler a prepared statement may belong to someone else's server connection.
         options = {"prepare_threshold": None} if listen_url else {}
         self._listen_url = listen_url or url
-        self.engine: AsyncEngine = create_async_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True, connect_args=options)
+        self.engine: AsyncEngine = create_async_engine(
+            url, pool_size=connections, max_overflow=0, pool_timeout=CONNECTION_TIMEOUT_S, pool_pre_ping=True, connect_args=options
+        )
 
     async def close(self) -> None:
         await self.engine.dispose()
