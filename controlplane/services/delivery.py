@@ -56,10 +56,13 @@ class Delivery:
         self._waiting = 0
         self._tenants: dict[UUID, TenantCache] = {}
         self._opening: dict[UUID, asyncio.Task[TenantCache]] = {}
+        self._heard: dict[UUID, int] = {}
+        """Of tenants that are being opened: the latest revision of which a notification told."""
         self._edges = Edges()
         self._edges_lock = asyncio.Lock()
         """Held while they are read."""
-        self._edges_task: asyncio.Task[None] | None = None
+        self._next_edges_look: asyncio.Task[None] | None = None
+        """Reads them, and has not begun to."""
         self.shares = Shares(database, compiler, self._latest, self._share_changed)
 
     # What agents ask
@@ -182,12 +185,14 @@ class Delivery:
         await asyncio.shield(self._next_look(cache))
 
     def hear(self, tenant_id: UUID, revision: int) -> None:
-        """A notification: catch up in the background, if the tenant is in memory."""
+        """A notification: catch up in the background, if the tenant is in memory, or as soon as it is."""
+        if tenant_id in self._opening:
+            self._heard[tenant_id] = max(revision, self._heard.get(tenant_id, -1))
         cache = self._tenants.get(tenant_id)
         if cache is not None and cache.view.revision < revision:
             self._next_look(cache)
-        if tenant_id == self._edges.operator_id and self._edges.revision < revision and (not self._edges_task or self._edges_task.done()):
-            self._edges_task = asyncio.create_task(self._follow_edges())
+        if self._edges.operator_id in (tenant_id, None) and self._edges.revision < revision and self._next_edges_look is None:
+            self._next_edges_look = asyncio.create_task(self._follow_edges())
         self.shares.hear(tenant_id, revision)
 
     def release(self) -> None:
@@ -216,13 +221,17 @@ class Delivery:
             raise Unavailable("the database does not answer") from error
         finally:
             del self._opening[tenant_id]
+            heard = self._heard.pop(tenant_id, -1)
         cache = self._tenants[tenant_id] = TenantCache(tenant_id, beside(view, self._edges), _now(), _now())
+        if view.revision < heard:
+            self._next_look(cache)
         return cache
 
     async def _read(self, tenant_id: UUID) -> View:
         """Everything there is."""
         if self._edges.operator_id is None:
-            await self._look_at_edges()
+            async with self._edges_lock:
+                await self._look_at_edges()
         async with self._database.sessions(tenant_id) as session:
             changes = await store.since(session, tenant_id, -1)
             if changes is None:
@@ -250,24 +259,25 @@ class Delivery:
         return cache.view
 
     async def _follow_edges(self) -> None:
-        with suppress(SQLAlchemyError, OSError):
-            await self._look_at_edges()
+        async with self._edges_lock:
+            self._next_edges_look = None
+            with suppress(SQLAlchemyError, OSError):
+                await self._look_at_edges()
 
     async def _look_at_edges(self) -> None:
-        """Read them; what they changed is compiled anew in every tenant in memory."""
-        async with self._edges_lock:
-            async with self._database.definer() as definer:
-                listed = await edge_store.list_all(definer)
-            if listed is None:
-                return
-            before, self._edges = self._edges, Edges.of(listed)
-            if self._edges.same_as(before):
-                return
-            for cache in list(self._tenants.values()):
-                async with cache.lock:
-                    sites = beside_concerned(cache.view, self._edges, partial(_having, ItemKind.EDGE, cache.published))
-                    self._replace(cache, beside(cache.view, self._edges), sites)
-            self.shares.edges_changed()
+        """Read them, with the lock held; what they changed is compiled anew in every tenant in memory."""
+        async with self._database.definer() as definer:
+            listed = await edge_store.list_all(definer)
+        if listed is None:
+            return
+        before, self._edges = self._edges, Edges.of(listed)
+        if self._edges.same_as(before):
+            return
+        for cache in list(self._tenants.values()):
+            async with cache.lock:
+                sites = beside_concerned(cache.view, self._edges, partial(_having, ItemKind.EDGE, cache.published))
+                self._replace(cache, beside(cache.view, self._edges), sites)
+        self.shares.edges_changed()
 
     def _share_changed(self) -> None:
         cache = self._tenants.get(self._edges.operator_id) if self._edges.operator_id else None

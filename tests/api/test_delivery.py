@@ -3,9 +3,9 @@
 import asyncio
 import base64
 import gzip
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -18,7 +18,10 @@ from agent.protocol.items import Gateway, HttpLoadBalancer, ItemKind
 from agent.protocol.manifest import MANIFEST_PATH
 from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH, Report
 from controlplane.pki import create_key
+from controlplane.resources.base import Key
 from controlplane.services import delivery as delivery_module
+from controlplane.store import edges as edge_store
+from lab.wait import until
 from tests.api.enrolled import SITES, Node, admitted, caught_up, live
 from tests.api.test_objects import BALANCERS, POOLS, balancer, pool
 from tests.backend import now
@@ -273,6 +276,70 @@ async def test_nothing_is_read_from_somebody_who_is_no_node(app: FastAPI, user: 
             answer = await anonymous.post(REPORT_PATH, content=body(), headers=headers)
             assert (answer.status_code, answer.json()["details"][0]["field"]) == (401, "BadProof")
     assert not read
+
+
+# What is told while something is read
+
+
+class Slow:
+    """Once, what was read is given only when `go` is set."""
+
+    def __init__(self, read: Callable[..., Awaitable[Any]]) -> None:
+        self.read = read
+        self.has_read, self.go = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, *asked: Any) -> Any:
+        found = await self.read(*asked)
+        if not self.has_read.is_set():
+            self.has_read.set()
+            await self.go.wait()
+        return found
+
+
+async def test_what_is_committed_while_a_tenant_is_read_is_known_without_another_notification(
+    app: FastAPI, user: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = app.state.services.delivery
+    async with admitted(app, user, "a") as made:
+        tenant_id = UUID(tenant_of(made))
+        delivery._tenants.pop(tenant_id, None)
+        slow = Slow(delivery._read)
+        monkeypatch.setattr(delivery, "_read", slow)
+        opening = asyncio.create_task(delivery.cache(tenant_id))
+        await slow.has_read.wait()
+        revision = await publish(user, "a")
+        delivery.hear(tenant_id, revision)
+        slow.go.set()
+        cache = await opening
+
+        async def known() -> bool:
+            return bool(cache.view.revision >= revision)
+
+        await until(known, "the change")
+
+
+async def test_an_edge_that_appears_while_edges_are_read_is_known_without_another_notification(
+    app: FastAPI, user: httpx.AsyncClient, operator: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = app.state.services.delivery
+    async with admitted(app, user, "a") as made:
+        await caught_up(app, tenant_of(made))
+        slow = Slow(edge_store.list_all)
+        monkeypatch.setattr(edge_store, "list_all", slow)
+        operator_id, revision = delivery._edges.operator_id, delivery._edges.revision
+        delivery.hear(operator_id, revision + 1)
+        await slow.has_read.wait()
+        name = f"edge-{uuid4().hex[:8]}"
+        answer = await operator.post(SITES, json={"metadata": {"name": name}, "spec": {"site_type": "REGIONAL_EDGE"}})
+        assert answer.status_code == 200, answer.text
+        delivery.hear(operator_id, answer.json()["revision"])
+        slow.go.set()
+
+        async def known() -> bool:
+            return Key("system", name) in delivery._edges.sites
+
+        await until(known, "the edge")
+        assert (await operator.delete(f"{SITES}/{name}")).status_code == 200
 
 
 # Trouble
