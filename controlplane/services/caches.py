@@ -3,7 +3,8 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -48,7 +49,7 @@ class Published:
 
     snapshot: Snapshot
     held_until: int | None = None
-    """None: it holds at the view's revision. Otherwise a newer one could not be compiled, and it is known to hold only up to this revision."""
+    """None: it holds at the view's revision. Otherwise a newer one is not compiled, and it is known to hold only up to this revision."""
 
     @property
     def hash(self) -> str:
@@ -82,10 +83,17 @@ class TenantCache:
     superseded: Recent[tuple[str, str], CompiledItem] = field(default_factory=lambda: Recent(32 << 20, lambda item: len(item.body)))
     """By site and the item's hash: of manifests before, which a node of the site may still be fetching."""
 
-    def publish(self, site_id: str, snapshot: Snapshot) -> None:
-        """From now on this is what the site should have."""
+    def outdate(self, site_ids: AbstractSet[str]) -> None:
+        """After the view's revision these sites may have to have another snapshot."""
+        self.stale |= site_ids
+        for site_id in site_ids & self.published.keys():
+            if self.published[site_id].held_until is None:
+                self.published[site_id] = replace(self.published[site_id], held_until=self.view.revision)
+
+    def publish(self, site_id: str, snapshot: Snapshot, revision: int) -> None:
+        """From now on this is what the site should have: compiled at that revision, after which it may have become stale again."""
         before = self.published.get(site_id)
-        self.published[site_id] = Published(snapshot)
+        self.published[site_id] = Published(snapshot, revision if site_id in self.stale else None)
         self.digests.put((site_id, snapshot.manifest.hash), {key: item.hash for key, item in snapshot.items.items()})
         for key, item in before.snapshot.items.items() if before else ():
             if snapshot.items.get(key) != item:
@@ -102,6 +110,12 @@ class OnEdges:
     operator: TenantCache
     published: Mapping[str, Published]
     """By id of the edge."""
+
+    def of(self, site_id: str, revision: int) -> Published:
+        """What an edge should have, held to revisions of the tenant. Of one that cannot be compiled it is not known what it has of whom."""
+        found = self.published[site_id]
+        good = self.revision >= revision and found.held_until is None
+        return replace(found, held_until=None if good else revision - 1)
 
     def is_told(self, site_id: str, applied_hash: str | None) -> bool:
         """Whether the manifest of that hash has the tenant's part as it should be, whatever it has of others."""

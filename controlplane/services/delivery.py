@@ -80,7 +80,8 @@ class Delivery:
             if cache.view.fleet.nodes[node_id].revoked_at:
                 raise refused_proof("Revoked", "this node was revoked")
             published = await self.published(cache, site_id)
-        return answer(cache, site_id, published, known)
+        # Not what it was before the wait: that it is outdated may be known by now, and the new one not compiled.
+        return answer(cache, site_id, cache.published.get(site_id, published), known)
 
     async def items(self, tenant_id: UUID, site_id: str, hashes: Sequence[str]) -> tuple[ItemBody, ...]:
         """In the order asked, as many as fit in one answer: of what the site should have, or lately should have had. Others are missing."""
@@ -156,12 +157,10 @@ class Delivery:
             log.exception("cannot compile", tenant=str(cache.id), site=site_id, revision=view.revision)
             if site_id not in cache.published:
                 raise Unavailable(f"the configuration of site {site_id} cannot be compiled") from error
-            last = cache.published[site_id]
-            cache.published[site_id] = Published(last.snapshot, last.held_until or view.revision - 1)
             return
         finally:
             del cache.compiling[site_id]
-        cache.publish(site_id, snapshot)
+        cache.publish(site_id, snapshot, view.revision)
 
     # Catching up
 
@@ -324,8 +323,9 @@ class Delivery:
         gone = cache.published.keys() - view.sites.keys()
         for site_id in gone:
             del cache.published[site_id]
+        cache.outdate(sites)
         cache.view = view
-        cache.stale = (cache.stale | sites) & view.sites.keys()
+        cache.stale &= view.sites.keys()
         cache.to_wake |= (sites | gone) & cache.waiting.keys()
         if cache.to_wake and (cache.waker is None or cache.waker.done()):
             cache.waker = asyncio.create_task(self._wake(cache))

@@ -172,8 +172,7 @@ class Observer:
         silent = partial(self.heartbeats.is_silent, fleet=view.fleet.size, now=now)
         reports = []
         for site_id in sorted(ids & told.published.keys(), key=lambda site_id: view.sites[site_id].key):
-            published = replace(told.published[site_id], held_until=None if told.revision >= revision else told.revision)
-            wanted = Wanted(carried, revision, published, lost.get(site_id, ""), partial(told.is_told, site_id))
+            wanted = Wanted(carried, revision, told.of(site_id, revision), lost.get(site_id, ""), partial(told.is_told, site_id))
             said = [_node(node, statuses.get(node.id), wanted, fresh, silent) for node in view.fleet.live.get(site_id, ())]
             state, reason = _state(said, wanted)
             reports.append(SiteReport(view.sites[site_id], state, reason, ()))

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gzip
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,6 +18,7 @@ from agent.protocol.base import content_hash
 from agent.protocol.items import Gateway, HttpLoadBalancer, ItemKind
 from agent.protocol.manifest import MANIFEST_PATH
 from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH, Report
+from controlplane.compile.site import compile_site
 from controlplane.pki import create_key
 from controlplane.resources.base import Key
 from controlplane.services import delivery as delivery_module
@@ -355,11 +357,42 @@ async def test_what_cannot_be_compiled_leaves_the_last_good_snapshot_in_force(
             raise ValueError("a bug")
 
         monkeypatch.setattr(delivery_module, "compile_site", fail)
-        await publish(user, "a")
+        first = await publish(user, "a")
+        await publish(user, "a", "till", "till.test")
         await caught_up(app, tenant_of(made))
         during = await made.manifest()
         assert during.hash == before.hash
-        assert during.revision < app.state.services.delivery._tenants[UUID(tenant_of(made))].view.revision
+        assert during.revision < first, "it holds none of what came at once"
+        await made.apply()
+        await app.state.services.heartbeats.flush(now())
+        for name in ("cart", "till"):
+            (site,) = (await user.get(f"{BALANCERS}/{name}/status")).json()["sites"]
+            assert (site["state"], "cannot be compiled" in site["reason"]) == ("Pending", True), name
+
+
+async def test_a_poll_that_ends_while_a_change_is_compiled_does_not_say_that_the_old_manifest_holds_it(
+    app: FastAPI, user: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery, go = app.state.services.delivery, threading.Event()
+
+    def slowly(*given: Any) -> Any:
+        go.wait(20)
+        return compile_site(*given)
+
+    async with admitted(app, user, "a") as made:
+        before = await made.manifest()
+        poll = asyncio.create_task(made.manifest(before.hash))
+        await waiting(app, made)
+        monkeypatch.setattr(delivery_module, "compile_site", slowly)
+        try:
+            revision = await publish(user, "a")
+            await caught_up(app, tenant_of(made))
+            delivery.release()
+            answer = await asyncio.wait_for(poll, 10)
+        finally:
+            go.set()
+        assert (answer.hash, answer.revision < revision) == (before.hash, True)
+        assert (await made.manifest()).revision >= revision
 
 
 async def waiting(app: FastAPI, made: Node) -> None:

@@ -1,14 +1,19 @@
 """Small decisions of delivery and liveness."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
 
-from controlplane.services.caches import Recent
+from controlplane.compile.snapshot import snapshot_of
+from controlplane.services.caches import OnEdges, Recent, TenantCache
 from controlplane.services.heartbeats import is_fresh, lease, pace_s
 from controlplane.services.topology import together
+from controlplane.services.view import Fleet, View
+from controlplane.services.wanted import Wanted
 from controlplane.store.nodes import NodeStatus
+from tests.unit.compile.intents import intent
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -39,6 +44,45 @@ def test_a_lease_is_three_paces(age_s: float, fresh: bool) -> None:
     heard_at = NOW - timedelta(seconds=age_s)
     status = NodeStatus(uuid4(), "boot", 1, heard_at, None, 0, [], "live", [], 0.0, "")
     assert is_fresh(status, 1, NOW) is fresh
+
+
+def cache_at(revision: int, site_id: str) -> TenantCache:
+    """Of a tenant whose site has what it should."""
+    cache = TenantCache(uuid4(), View(revision, intent(), Fleet({})), 0.0, 0.0)
+    cache.publish(site_id, snapshot_of(site_id, ()), revision)
+    return cache
+
+
+def test_a_snapshot_holds_up_to_the_revision_before_the_first_change_that_it_lacks() -> None:
+    cache = cache_at(3, "a")
+    assert cache.published["a"].held_until is None
+    for revision in (7, 9):
+        cache.outdate({"a", "b"})
+        cache.view = replace(cache.view, revision=revision)
+    assert cache.published["a"].held_until == 3
+
+
+def test_a_snapshot_that_was_outdated_while_it_was_compiled_holds_up_to_its_own_revision() -> None:
+    cache = cache_at(3, "a")
+    cache.outdate({"a"})
+    cache.publish("a", snapshot_of("a", ()), 2)
+    assert cache.published["a"].held_until == 2
+    cache.stale.clear()
+    cache.publish("a", snapshot_of("a", ()), 3)
+    assert cache.published["a"].held_until is None
+
+
+@pytest.mark.parametrize(
+    ("share_at", "edge_outdated", "compiled"), [(5, False, True), (6, False, True), (4, False, False), (6, True, False)]
+)
+def test_on_an_edge_a_change_is_compiled_if_both_the_tenants_part_and_the_edge_are(
+    share_at: int, edge_outdated: bool, compiled: bool
+) -> None:
+    operators = cache_at(100, "edge")
+    if edge_outdated:
+        operators.outdate({"edge"})
+    told = OnEdges(uuid4(), share_at, operators, operators.published)
+    assert Wanted(frozenset(), 5, told.of("edge", 5)).compiled is compiled
 
 
 def test_who_was_never_heard_of_is_not_fresh() -> None:
