@@ -211,6 +211,9 @@ class Delivery:
             known = await store.revisions(self._database)
             for tenant_id, revision in known.items():
                 self.hear(tenant_id, revision)
+                current = self._tenants.get(tenant_id)
+                if current is not None and current.view.revision >= revision:
+                    current.caught_up_at = max(current.caught_up_at, now)
             self.shares.forget(known)
 
     async def _open(self, tenant_id: UUID) -> TenantCache:

@@ -344,6 +344,29 @@ async def test_an_edge_that_appears_while_edges_are_read_is_known_without_anothe
         assert (await operator.delete(f"{SITES}/{name}")).status_code == 200
 
 
+async def test_only_a_tenant_that_was_behind_for_long_is_read_anew(
+    app: FastAPI, user: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = app.state.services.delivery
+    async with admitted(app, user, "a") as made:
+        await caught_up(app, tenant_of(made))
+        cache = await delivery.cache(UUID(tenant_of(made)))
+        read, real = [], delivery._read
+
+        async def count(tenant_id: UUID) -> Any:
+            read.append(tenant_id)
+            return await real(tenant_id)
+
+        monkeypatch.setattr(delivery, "_read", count)
+        for compared, reads in ((True, 0), (False, 1)):
+            cache.caught_up_at -= delivery_module.RELOADED_AFTER_S + 1
+            if compared:
+                await delivery.compare()
+            revision = await publish(user, "a", f"cart-{reads}", f"cart-{reads}.test")
+            await caught_up(app, tenant_of(made))
+            assert (cache.view.revision, len(read)) == (revision, reads)
+
+
 # Trouble
 
 
