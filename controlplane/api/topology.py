@@ -1,16 +1,21 @@
 """Under `/api/data/namespaces/system/topology`: sites, meshes, and why one site reaches another as it does."""
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
 from agent.protocol.report import IpsecTunnel
 from controlplane.api.body import JsonBody
-from controlplane.api.deps import CurrentCaller, CurrentServices, NameInPath, Now
+from controlplane.api.deps import CurrentCaller, CurrentServices, NameInPath, Now, Services
 from controlplane.api.description import described
 from controlplane.api.requests import read
+from controlplane.auth import Caller
 from controlplane.resources.base import Flag, Value, Whole
 from controlplane.services import topology
 from controlplane.services.topology import Group, Link, Observed, Pair
@@ -40,10 +45,47 @@ class SiteQuery(Value):
     group_site_mesh_nodes: Flag = False
 
 
-@router.get("/site_mesh_groups", operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshGroupsSummary")
-async def site_mesh_groups(caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
+@router.get("/site_mesh_groups", operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshGroupsSummary", response_model=Json)
+async def site_mesh_groups(caller: CurrentCaller, services: CurrentServices, now: Now) -> JSONResponse:
     """Every site mesh group as a node, with how many of its links are up; an edge leads from spokes to their hubs."""
+    return await _answer(caller, services, now, _summary)
+
+
+@router.post(
+    _GROUP, operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshTopology", openapi_extra=described(_GROUP), response_model=Json
+)
+async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> JSONResponse:
+    """Sites of a mesh, and each path between them as the nodes at both ends measure it."""
+    read(MeshQuery, body, "system")
+    return await _answer(caller, services, now, partial(_mesh, name))
+
+
+@router.post(_SITE, operation_id="ves.io.schema.topology.CustomAPI.GetSiteTopology", openapi_extra=described(_SITE), response_model=Json)
+async def site(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> JSONResponse:
+    """A site, the sites that it is joined to or talks to, and each path between them."""
+    read(SiteQuery, body, "system")
+    return await _answer(caller, services, now, partial(_surroundings, name))
+
+
+@router.get("/path", operation_id="isthmus.topology.Path", response_model=Json)
+async def path(
+    caller: CurrentCaller,
+    services: CurrentServices,
+    now: Now,
+    source: Annotated[str, Query(alias="from", max_length=128)],
+    to: Annotated[str, Query(max_length=128)],
+) -> JSONResponse:
+    """How one site reaches another now: by which path, why, and what would make it direct; and what is known of each path."""
+    return await _answer(caller, services, now, partial(_path, source, to))
+
+
+async def _answer(caller: Caller, services: Services, now: datetime, show: Callable[[Observed], Json]) -> JSONResponse:
+    """Made into bytes in a thread, too: there may be tens of thousands of pairs, and FastAPI would go through them on the event loop."""
     observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+    return await run_in_threadpool(lambda: JSONResponse(show(observed)))
+
+
+def _summary(observed: Observed) -> Json:
     groups = topology.groups(observed)
     edges = [
         {"node_id1": str(each.group.uid), "node_id2": str(each.hub.uid), "status": _together(each.pairs), "links": []}
@@ -53,39 +95,22 @@ async def site_mesh_groups(caller: CurrentCaller, services: CurrentServices, now
     return {"step": "", "nodes": [_group(each) for each in groups], "edges": edges}
 
 
-@router.post(_GROUP, operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshTopology", openapi_extra=described(_GROUP))
-async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
-    """Sites of a mesh, and each path between them as the nodes at both ends measure it."""
-    read(MeshQuery, body, "system")
-    observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+def _mesh(name: str, observed: Observed) -> Json:
     found = topology.group(observed, name)
     nodes = [_group(found), *(_site(site, observed, found) for site in found.sites)]
-    return {"step": "", "nodes": nodes, "edges": [_pair(pair, observed, now) for pair in found.pairs]}
+    return {"step": "", "nodes": nodes, "edges": [_pair(pair, observed) for pair in found.pairs]}
 
 
-@router.post(_SITE, operation_id="ves.io.schema.topology.CustomAPI.GetSiteTopology", openapi_extra=described(_SITE))
-async def site(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
-    """A site, the sites that it is joined to or talks to, and each path between them."""
-    read(SiteQuery, body, "system")
-    observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+def _surroundings(name: str, observed: Observed) -> Json:
     found = topology.surroundings(observed, name)
     return {
         "step": "",
         "nodes": [_site(each, observed) for each in found.sites],
-        "edges": [_pair(pair, observed, now) for pair in found.pairs],
+        "edges": [_pair(pair, observed) for pair in found.pairs],
     }
 
 
-@router.get("/path", operation_id="isthmus.topology.Path")
-async def path(
-    caller: CurrentCaller,
-    services: CurrentServices,
-    now: Now,
-    source: Annotated[str, Query(alias="from", max_length=128)],
-    to: Annotated[str, Query(max_length=128)],
-) -> Json:
-    """How one site reaches another now: by which path, why, and what would make it direct; and what is known of each path."""
-    observed = await topology.observe(services.database, services.delivery, caller.tenant_id, now)
+def _path(source: str, to: str, observed: Observed) -> Json:
     found = topology.between(observed, source, to)
     answer = explain(found)
     return {
@@ -101,7 +126,7 @@ async def path(
         "lost": found.lost,
         "tunnels": sorted(found.encapsulations),
         "no_ipsec": found.no_ipsec,
-        "paths": [_link(link, observed, now) for link in found.links],
+        "paths": [_link(link, observed) for link in found.links],
     }
 
 
@@ -140,16 +165,16 @@ def _site(site: Any, observed: Observed, group: Group | None = None) -> Json:
     return {"id": site_id, "metadata": {"name": site.metadata.name, "namespace": "system"}, "site": shown}
 
 
-def _pair(pair: Pair, observed: Observed, now: datetime) -> Json:
+def _pair(pair: Pair, observed: Observed) -> Json:
     return {
         "node_id1": str(pair.sites[0].uid),
         "node_id2": str(pair.sites[1].uid),
         "status": pair.status,
-        "links": [_link(link, observed, now) for link in pair.links],
+        "links": [_link(link, observed) for link in pair.links],
     }
 
 
-def _link(link: Link, observed: Observed, now: datetime) -> Json:
+def _link(link: Link, observed: Observed) -> Json:
     report, source, destination = link.report, link.source, link.destination
     name = f"{source.metadata.name}/{link.node.name} to {destination.metadata.name} by {named(link)}"
     return {
@@ -172,18 +197,18 @@ def _link(link: Link, observed: Observed, now: datetime) -> Json:
         "encap": "IPSEC_PKI" if report.path == "ipsec" else "SSL",
         "since": link.since.isoformat(),
         "last_evidence": link.last_evidence.isoformat() if link.last_evidence else None,
-        "last_evidence_age_s": _age_s(link.last_evidence, now) if link.last_evidence else None,
-        "reported_age_s": _age_s(link.reported_at, now),
+        "last_evidence_age_s": _age_s(link.last_evidence, observed.now) if link.last_evidence else None,
+        "reported_age_s": _age_s(link.reported_at, observed.now),
         "rtt_ms": report.rtt_ms,
         "tls": report.tls,
         "error": report.error,
-        "tunnels": [_tunnel(tunnel, link, observed, now) for tunnel in report.ipsec],
+        "tunnels": [_tunnel(tunnel, link, observed) for tunnel in report.ipsec],
     }
 
 
-def _tunnel(tunnel: IpsecTunnel, link: Link, observed: Observed, now: datetime) -> Json:
+def _tunnel(tunnel: IpsecTunnel, link: Link, observed: Observed) -> Json:
     """With one node of the peer. Ages are those of the report, and what has passed since. One that has never been up has a reason without a time."""
-    since_s = _age_s(link.reported_at, now)
+    since_s = _age_s(link.reported_at, observed.now)
     role = "TUNNEL_INITIATOR" if tunnel.initiator else "TUNNEL_RESPONDER"
     return {
         "node": observed.node_name(tunnel.node_id),

@@ -1,5 +1,6 @@
 """Sites, the meshes that join them, and the paths between them: what their nodes measured, as far as it is fresh."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -117,6 +118,7 @@ class Observed:
         self.topology: Topology = topology(view.intent)
         self.statuses = statuses
         self._known = {node.id: node for own in view.fleet.live.values() for node in own}
+        self._peers: dict[str, frozenset[str]] = {}
         self.links: dict[Ends, tuple[Link, ...]] = {}
         for state in sorted(states, key=lambda state: (self._known[state.node_id].name, not state.report["in_use"], state.path)):
             node = self._known[state.node_id]
@@ -162,9 +164,11 @@ class Observed:
         return Pair((self.view.sites[one], self.view.sites[other]), status, both)
 
     def talk(self, one: str, other: str) -> bool:
-        """Whether one of the sites calls the other."""
-        made = plan(self.view.intent)
-        return other in made.peers(one, made.exports(one))
+        """Whether one of the sites calls the other. What a site talks to is worked out once, since a mesh asks for each pair."""
+        if one not in self._peers:
+            made = plan(self.view.intent)
+            self._peers[one] = made.peers(one, made.exports(one))
+        return other in self._peers[one]
 
     def group(self, group: Stored[Any]) -> Group:
         """One that is disabled joins nobody."""
@@ -220,12 +224,13 @@ class Observed:
 
 
 async def observe(database: Database, delivery: Delivery, tenant_id: UUID, now: datetime) -> Observed:
+    """Of every pair of nodes and peers there may be paths, so they are not gone through on the event loop."""
     view = (await delivery.cache(tenant_id)).view
     known = [node.id for own in view.fleet.live.values() for node in own]
     async with database.sessions(tenant_id) as session:
         states = await observations.peers(session, tenant_id, known)
         statuses = await nodes.statuses(session, tenant_id, known)
-    return Observed(view, states, statuses, now)
+    return await asyncio.to_thread(Observed, view, states, statuses, now)
 
 
 def groups(observed: Observed) -> tuple[Group, ...]:

@@ -2,18 +2,20 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from controlplane.compile.plan import Plan
 from controlplane.compile.snapshot import snapshot_of
 from controlplane.services.caches import OnEdges, Recent, TenantCache
 from controlplane.services.heartbeats import is_fresh, lease, pace_s
-from controlplane.services.topology import together
+from controlplane.services.topology import Observed, groups, together
 from controlplane.services.view import Fleet, View
 from controlplane.services.wanted import Wanted
 from controlplane.store.nodes import NodeStatus
-from tests.unit.compile.intents import intent
+from tests.unit.compile.intents import full_mesh, intent, site, virtual_site
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -87,6 +89,21 @@ def test_on_an_edge_a_change_is_compiled_if_both_the_tenants_part_and_the_edge_a
 
 def test_who_was_never_heard_of_is_not_fresh() -> None:
     assert not is_fresh(None, 1, NOW)
+
+
+def test_what_a_site_talks_to_is_worked_out_once_however_many_pairs_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = [f"s{number}" for number in range(6)]
+    made = intent(*(site(name, {"k": "1"}) for name in sites), virtual_site("all", "k"), full_mesh("mesh", "all"))
+    asked, peers = [], Plan.peers
+
+    def count(plan: Plan, site_id: str, exports: Any) -> frozenset[str]:
+        asked.append(site_id)
+        return peers(plan, site_id, exports)
+
+    monkeypatch.setattr(Plan, "peers", count)
+    (group,) = groups(Observed(View(1, made, Fleet({})), (), {}, NOW))
+    assert len(group.pairs) == 15
+    assert len(asked) == len(set(asked))
 
 
 @pytest.mark.parametrize(
