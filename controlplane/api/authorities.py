@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends
 
 from controlplane import pki
-from controlplane.api.body import OptionalJsonBody
-from controlplane.api.deps import CurrentCaller, CurrentServices, Now, Operator, Services, Session
+from controlplane.api.deps import CurrentCaller, CurrentServices, Now, Operator, OptionalJsonBody, Services, Session
 from controlplane.api.requests import read
 from controlplane.auth import Caller
 from controlplane.resources.base import Value

@@ -1,17 +1,23 @@
 """Reading request bodies: bounded, and strict about what JSON leaves open."""
 
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
 from math import isfinite
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
-from fastapi import Depends, Request
+from fastapi import Request
 
 from controlplane.errors import FieldError, Invalid
 
 LARGEST = 1 << 20
 """Bytes."""
+DEEPEST = 64
+"""Objects and lists inside each other; the deepest spec has a dozen."""
+
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+"""NUL, which Postgres has no place for, and half of a surrogate pair."""
 
 
 async def read_bytes(request: Request, largest: int = LARGEST) -> bytes:
@@ -55,33 +61,16 @@ def parse(body: bytes) -> Any:
         raise Invalid("the body has a number of more digits than can be read") from None
     except RecursionError:
         raise Invalid("the body is nested too deeply") from None
-    for path, leaf in _leaves(value, ""):
-        if isinstance(leaf, float) and not isfinite(leaf):
-            raise Invalid(f"{path}: is too large a number", [FieldError(path, "is too large a number")])
-        if isinstance(leaf, str) and not _storable(leaf):
-            raise Invalid(f"{path}: has a character that is not text", [FieldError(path, "has a character that is not text")])
+    if flaw := _flaw(value, DEEPEST):
+        path, description = flaw[0].removeprefix("."), flaw[1]
+        raise Invalid(f"{path}: {description}", [FieldError(path, description)])
     return value
-
-
-async def _json(request: Request) -> Any:
-    return parse(await read_bytes(request))
-
-
-async def _optional_json(request: Request) -> Any:
-    body = await read_bytes(request)
-    return parse(body) if body.strip() else {}
-
-
-JsonBody = Annotated[Any, Depends(_json)]
-OptionalJsonBody = Annotated[Any, Depends(_optional_json)]
-"""{} if there is none."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise Invalid(f"the body has the key {twice!r} twice in one object", [FieldError(twice, "is there twice")])
     return made
 
@@ -90,22 +79,22 @@ def _refuse_constant(word: str) -> NoReturn:
     raise Invalid(f"the body is not JSON: {word} is not a number")
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str | float]]:
-    """Keys, texts and fractions: what JSON can say and Postgres cannot always hold."""
-    if isinstance(value, (str, float)):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield path, key
-            yield from _leaves(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{path}[{index}]")
-
-
-def _storable(text: str) -> bool:
-    """No NUL, which Postgres has no place for, and no half of a surrogate pair."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+def _flaw(value: Any, room: int) -> tuple[str, str] | None:
+    """The first key, text or fraction that JSON can say and Postgres cannot hold, or what is nested too deeply: its path, and words."""
+    if isinstance(value, str):
+        return ("", "has a character that is not text") if _NO_TEXT.search(value) else None
+    if isinstance(value, float):
+        return None if isfinite(value) else ("", "is too large a number")
+    if not isinstance(value, dict | list):
+        return None
+    if not room:
+        return "", "is nested too deeply"
+    for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if flaw := _flaw(step, room):
+            return flaw
+        if flaw := _flaw(item, room - 1):
+            return (f".{step}" if isinstance(step, str) else f"[{step}]") + flaw[0], flaw[1]
+    return None
 
 
 def _too_large(largest: int) -> Invalid:

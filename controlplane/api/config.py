@@ -11,8 +11,17 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.api import status
-from controlplane.api.body import JsonBody, OptionalJsonBody
-from controlplane.api.deps import CurrentCaller, CurrentServices, KeyInPath, NamespaceInPath, Now, Services, Session
+from controlplane.api.deps import (
+    CurrentCaller,
+    CurrentServices,
+    JsonBody,
+    KeyInPath,
+    NamespaceInPath,
+    Now,
+    OptionalJsonBody,
+    Services,
+    Session,
+)
 from controlplane.api.description import described
 from controlplane.api.requests import selector
 from controlplane.auth import OPERATOR_TENANT, Caller

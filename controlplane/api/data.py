@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from controlplane.api.body import JsonBody
-from controlplane.api.deps import CurrentCaller, NamespaceInPath, Now, Session
+from controlplane.api.deps import CurrentCaller, JsonBody, NamespaceInPath, Now, Session
 from controlplane.api.description import described
 from controlplane.api.requests import read
 from controlplane.errors import FieldError, Invalid

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from limits import RateLimitItem
@@ -18,9 +18,9 @@ from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH
-from controlplane.api.body import inflate, read_bytes
+from controlplane.api.body import inflate, parse, read_bytes
 from controlplane.auth import Caller, proof_in, token_in, verify_body
-from controlplane.errors import Forbidden, NotFound, TooManyRequests, Unauthenticated
+from controlplane.errors import Forbidden, Invalid, NotFound, TooManyRequests, Unauthenticated
 from controlplane.resources.base import Key
 from controlplane.services import credentials
 from controlplane.services.admission import Gate, Proofs
@@ -131,6 +131,21 @@ IsOperator = Annotated[bool, Depends(_is_operator)]
 """For what anybody may ask, and the operator gets more of. A credential that is not valid is refused all the same."""
 
 
+async def _json(request: Request, caller: CurrentCaller) -> Any:
+    return parse(await read_bytes(request))
+
+
+async def _optional_json(request: Request, caller: CurrentCaller) -> Any:
+    body = await read_bytes(request)
+    return parse(body) if body.strip() else {}
+
+
+JsonBody = Annotated[Any, Depends(_json)]
+"""Not even read before it is known who sends it."""
+OptionalJsonBody = Annotated[Any, Depends(_optional_json)]
+"""As `JsonBody`; {} if there is none."""
+
+
 async def _session(services: CurrentServices, caller: CurrentCaller) -> AsyncIterator[AsyncSession]:
     async with services.database.sessions(caller.tenant_id) as session:
         yield session
@@ -143,6 +158,18 @@ LARGEST_REPORT = 8 << 20
 """Bytes of its body, before and after it is decompressed."""
 LARGEST_OF_AGENTS = 256 << 10
 """As `LARGEST_REPORT`, for every other call of agents."""
+
+
+async def _enrolment(request: Request, services: CurrentServices) -> Any:
+    try:
+        return parse(await read_bytes(request, LARGEST_OF_AGENTS))
+    except Invalid:
+        services.limits.fail(await _client_address(request))
+        raise
+
+
+EnrolmentBody = Annotated[Any, Depends(_enrolment)]
+"""Anybody may send one: what cannot be read counts as a request without a valid credential."""
 
 
 @dataclass(frozen=True)

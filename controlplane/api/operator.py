@@ -4,8 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from controlplane.api.body import JsonBody
-from controlplane.api.deps import CurrentServices, NameInPath, Now, Operator, Session
+from controlplane.api.deps import CurrentServices, JsonBody, NameInPath, Now, Operator, Session
 from controlplane.api.description import described
 from controlplane.api.requests import read
 from controlplane.resources.base import Name, Value

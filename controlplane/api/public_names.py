@@ -4,8 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from controlplane.api.body import JsonBody
-from controlplane.api.deps import CurrentCaller, CurrentServices, Now, Operator, Session
+from controlplane.api.deps import CurrentCaller, CurrentServices, JsonBody, Now, Operator, Session
 from controlplane.api.requests import read
 from controlplane.resources.base import Name, Value
 from controlplane.services import public_names

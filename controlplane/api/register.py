@@ -11,8 +11,18 @@ from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from agent.protocol.enrolment import BOOTSTRAP_PATH, CA_PATH, REQUEST_CONFIG_PATH, BootstrapRequest, ConfigRequest, Credentials, TokenClaims
-from controlplane.api.body import JsonBody, OptionalJsonBody
-from controlplane.api.deps import ClientAddress, CurrentCaller, CurrentServices, NameInPath, Now, Services, Session
+from controlplane.api.deps import (
+    ClientAddress,
+    CurrentCaller,
+    CurrentServices,
+    EnrolmentBody,
+    JsonBody,
+    NameInPath,
+    Now,
+    OptionalJsonBody,
+    Services,
+    Session,
+)
 from controlplane.api.description import described
 from controlplane.api.requests import message, read
 from controlplane.auth import Caller
@@ -46,10 +56,10 @@ async def roots(services: CurrentServices) -> PlainTextResponse:
 
 
 @router.post(BOOTSTRAP_PATH, operation_id="ves.io.schema.registration.CustomAPI.RegistrationCreate", tags=["enrolment"])
-async def register_bootstrap(body: JsonBody, services: CurrentServices, address: ClientAddress, now: Now) -> Json:
+async def register_bootstrap(body: EnrolmentBody, services: CurrentServices, address: ClientAddress, now: Now) -> Json:
     """Ask to become a node. Repeating it with the same key gives the same registration."""
-    spec = message(BootstrapRequest, body).spec
     with _counting_failures(services, address):
+        spec = message(BootstrapRequest, body).spec
         claims = tokens.claims_in(spec.token, services.fabric)
         async with services.database.sessions(UUID(claims.tenant_id)) as session:
             registration = await enrolment.bootstrap(session, _desk(services, claims), claims, spec, now)
@@ -57,10 +67,10 @@ async def register_bootstrap(body: JsonBody, services: CurrentServices, address:
 
 
 @router.post(REQUEST_CONFIG_PATH, operation_id="ves.io.schema.registration.CustomAPI.RegistrationConfig", tags=["enrolment"])
-async def request_config(body: JsonBody, services: CurrentServices, address: ClientAddress, now: Now) -> Credentials:
+async def request_config(body: EnrolmentBody, services: CurrentServices, address: ClientAddress, now: Now) -> Credentials:
     """The certificate of a node that was admitted; 409 while it waits."""
-    request = message(ConfigRequest, body)
     with _counting_failures(services, address):
+        request = message(ConfigRequest, body)
         claims = tokens.claims_in(request.token, services.fabric)
         async with services.database.sessions(UUID(claims.tenant_id)) as session:
             return await enrolment.request_config(session, _desk(services, claims), claims, request, now)
@@ -68,10 +78,10 @@ async def request_config(body: JsonBody, services: CurrentServices, address: Cli
 
 @contextmanager
 def _counting_failures(services: Services, address: str) -> Iterator[None]:
-    """Of tokens that never were, and of those that are good no more."""
+    """Of tokens that never were, of those that are good no more, and of what asks for nothing that can be."""
     try:
         yield
-    except Unauthenticated:
+    except (Unauthenticated, Invalid):
         services.limits.fail(address)
         raise
 

@@ -11,8 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from agent.protocol.report import IpsecTunnel
-from controlplane.api.body import JsonBody
-from controlplane.api.deps import CurrentCaller, CurrentServices, NameInPath, Now, Services
+from controlplane.api.deps import CurrentCaller, CurrentServices, JsonBody, NameInPath, Now, Services
 from controlplane.api.description import described
 from controlplane.api.requests import read
 from controlplane.auth import Caller

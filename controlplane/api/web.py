@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import Field
 
-from controlplane.api.body import JsonBody, OptionalJsonBody
-from controlplane.api.deps import CurrentCaller, NameInPath, NamespaceInPath, Now, Session
+from controlplane.api.deps import CurrentCaller, JsonBody, NameInPath, NamespaceInPath, Now, OptionalJsonBody, Session
 from controlplane.api.description import described
 from controlplane.api.requests import read
 from controlplane.errors import Invalid

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from sqlalchemy import NullPool, create_engine, text
 
 from agent.errors import Busy, Refused
+from agent.protocol.enrolment import BOOTSTRAP_PATH
 from controlplane.api.deps import Limits
 from controlplane.services.authorities import Fabric
 from controlplane.store import secrets as secret_store
@@ -139,6 +140,19 @@ async def test_an_address_that_tries_old_registration_tokens_is_slowed_down(app:
             await second.bootstrap()
         with pytest.raises(Busy):
             await second.bootstrap()
+
+
+async def test_what_an_unknown_caller_sends_is_not_even_read(anonymous: httpx.AsyncClient) -> None:
+    """Whatever is wrong with it, and wherever it goes."""
+    for path in (CHECKS, "/api/web/namespaces/shop/cascade_delete", "/api/operator/tenants", "/api/register/namespaces/system/tokens"):
+        answer = await anonymous.post(path, content=b'{"a": 1, "a": 2}')
+        assert (answer.status_code, answer.json()["code"]) == (401, 16)
+
+
+async def test_an_address_that_sends_newcomers_nonsense_is_slowed_down(app: FastAPI, anonymous: httpx.AsyncClient) -> None:
+    async with changed(app, limits=Limits(limits.parse("100/hour"), limits.parse("3/hour"))):
+        bodies = (b"{", b'{"a": 1, "a": 2}', b'{"spec": {}}', b'{"spec": {}}')
+        assert [(await anonymous.post(BOOTSTRAP_PATH, content=body)).status_code for body in bodies] == [400, 400, 400, 429]
 
 
 # What answers carry
