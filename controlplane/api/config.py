@@ -23,7 +23,7 @@ from controlplane.api.deps import (
     Session,
 )
 from controlplane.api.description import described
-from controlplane.api.requests import selector
+from controlplane.api.requests import agree, selector
 from controlplane.auth import OPERATOR_TENANT, Caller
 from controlplane.errors import FieldError, Invalid
 from controlplane.resources.base import Key
@@ -114,8 +114,7 @@ class Routes:
 
     async def delete(self, key: KeyInPath, body: OptionalJsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
         """Delete an object. Always refused while others refer to it, whatever `fail_if_referred` says; a site always can be deleted."""
-        if not isinstance(body, dict) or body.get("name", key.name) != key.name or body.get("namespace", key.namespace) != key.namespace:
-            raise Invalid("the body should be an object that names the same object as the path, if it names one")
+        agree(body, name=key.name, namespace=key.namespace)
         if self.kind.kind == "site":
             await sites.decommission(session, caller, key.name, now=now)
         else:

@@ -24,7 +24,7 @@ from controlplane.api.deps import (
     Session,
 )
 from controlplane.api.description import described
-from controlplane.api.requests import message, read
+from controlplane.api.requests import agree, message, read
 from controlplane.auth import Caller
 from controlplane.errors import FieldError, Invalid, Unauthenticated
 from controlplane.resources.base import Annotations, Labels, Unless, Value
@@ -129,6 +129,7 @@ async def replace_token(
 @router.delete(_TOKEN, operation_id="ves.io.schema.token.API.Delete", tags=["token"], openapi_extra=described(_TOKEN))
 async def delete_token(name: NameInPath, body: OptionalJsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Revoke a token: it admits nobody any more."""
+    agree(body, name=name, namespace="system")
     await tokens.delete(session, caller, name, now=now)
     return {}
 
@@ -180,7 +181,7 @@ _TOKEN_STATE = f"{_TOKEN}/state"
 @router.post(_TOKEN_STATE, operation_id="ves.io.schema.token.CustomAPI.ObjectState", tags=["token"], openapi_extra=described(_TOKEN_STATE))
 async def set_token_state(name: NameInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Revoke a token, keeping its record."""
-    read(TokenState, body)
+    read(TokenState, body, "system", name=name)
     return {"obj": _token(caller, await tokens.revoke(session, caller, name, now=now), now)}
 
 
@@ -277,6 +278,7 @@ async def delete_registration(
     name: NameInPath, body: OptionalJsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
 ) -> Json:
     """Retire a registration, and forget it."""
+    agree(body, name=name, namespace="system")
     await registrations.delete(session, caller, name, ring=services.fabric.ring, now=now)
     return {}
 
@@ -294,7 +296,7 @@ async def approve_registration(
     name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
 ) -> Json:
     """Let a node in (APPROVED, with its passport), or out for ever (RETIRED)."""
-    approval = read(Approval, body, "system")
+    approval = read(Approval, body, "system", name=name)
     if approval.state == "RETIRED":
         return {"obj": _registration(caller, await registrations.retire(session, caller, name, ring=services.fabric.ring, now=now))}
     if approval.passport is None:
@@ -368,7 +370,7 @@ _SITE_STATE = f"{_SYSTEM}/site/{{name}}/state"
 @router.post(_SITE_STATE, operation_id="ves.io.schema.site.CustomAPI.SetState", tags=["site"], openapi_extra=described(_SITE_STATE))
 async def set_site_state(name: NameInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Decommission a site: its nodes are revoked at once, and it is gone. What refers to it stays, and shows `SiteGone`."""
-    read(SiteState, body, "system")
+    read(SiteState, body, "system", name=name)
     await sites.decommission(session, caller, name, now=now)
     return {}
 

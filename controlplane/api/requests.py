@@ -17,15 +17,31 @@ M = TypeVar("M", bound=Message)
 MOST_DETAILS = 100
 
 
-def read(of: type[V], body: Any, namespace: str = "") -> V:
-    """Raises `Invalid` with everything that is wrong and its JSON path."""
+def read(of: type[V], body: Any, namespace: str = "", **path: str) -> V:
+    """Raises `Invalid` with everything that is wrong and its JSON path. `namespace` and `path` are as for `agree`."""
     if not isinstance(body, dict):
         raise Invalid("the body should be an object")
     reading = Reading(namespace, None)
     value = envelope.read(of, body, "", reading)
-    envelope.refuse_all([FieldError(error.field.lstrip("."), error.description) for error in reading.errors])
+    errors = [FieldError(error.field.lstrip("."), error.description) for error in reading.errors]
+    envelope.refuse_all([*errors, *_disagreements(body, namespace=namespace, **path)])
     assert value is not None
     return value
+
+
+def agree(body: Any, **path: str) -> None:
+    """Raises `Invalid` unless the body is an object that says what the path says, as far as both say it."""
+    if not isinstance(body, dict):
+        raise Invalid("the body should be an object")
+    envelope.refuse_all(_disagreements(body, **path))
+
+
+def _disagreements(body: dict[str, Any], **path: str) -> list[FieldError]:
+    return [
+        FieldError(word, f"should be {value}, as in the path")
+        for word, value in path.items()
+        if value and body.get(word) not in (None, "", value)
+    ]
 
 
 def message(of: type[M], body: Any) -> M:

@@ -15,7 +15,7 @@ from controlplane.api.deps import CurrentCaller, CurrentServices, JsonBody, Name
 from controlplane.api.description import described
 from controlplane.api.requests import read
 from controlplane.auth import Caller
-from controlplane.resources.base import Flag, Value, Whole
+from controlplane.resources.base import Value
 from controlplane.services import topology
 from controlplane.services.topology import Group, Link, Observed, Pair
 from controlplane.services.why import explain, named
@@ -36,12 +36,15 @@ class MeshQuery(Value):
 
 
 class SiteQuery(Value):
-    unsupported = {"metric_selector": _LINKS}
-    ignored = frozenset({"group_dc_cluster_nodes", "node_id"})
+    unsupported = {
+        "metric_selector": _LINKS,
+        "level": "the answer always has the sites that this one is joined to or talks to",
+        "group_site_mesh_nodes": "every site is a node of its own",
+        "node_id": "a site is shown with all its nodes",
+    }
+    ignored = frozenset({"group_dc_cluster_nodes"})
 
     site: str = ""
-    level: Whole = 0
-    group_site_mesh_nodes: Flag = False
 
 
 @router.get("/site_mesh_groups", operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshGroupsSummary", response_model=Json)
@@ -55,14 +58,14 @@ async def site_mesh_groups(caller: CurrentCaller, services: CurrentServices, now
 )
 async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> JSONResponse:
     """Sites of a mesh, and each path between them as the nodes at both ends measure it."""
-    read(MeshQuery, body, "system")
+    read(MeshQuery, body, "system", site_mesh_group=name)
     return await _answer(caller, services, now, partial(_mesh, name))
 
 
 @router.post(_SITE, operation_id="ves.io.schema.topology.CustomAPI.GetSiteTopology", openapi_extra=described(_SITE), response_model=Json)
 async def site(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> JSONResponse:
     """A site, the sites that it is joined to or talks to, and each path between them."""
-    read(SiteQuery, body, "system")
+    read(SiteQuery, body, "system", site=name)
     return await _answer(caller, services, now, partial(_surroundings, name))
 
 

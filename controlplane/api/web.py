@@ -8,7 +8,7 @@ from pydantic import Field
 
 from controlplane.api.deps import CurrentCaller, JsonBody, NameInPath, NamespaceInPath, Now, OptionalJsonBody, Session
 from controlplane.api.description import described
-from controlplane.api.requests import read
+from controlplane.api.requests import agree, read
 from controlplane.errors import Invalid
 from controlplane.resources.base import Choice, Empty, Flag, Name, Value, Whole
 from controlplane.resources.enumeration import Names
@@ -103,8 +103,7 @@ class CredentialRequest(Value):
 )
 async def cascade_delete(name: NameInPath, body: OptionalJsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Delete a namespace and everything in it; refused, as a whole, while something outside refers to something inside."""
-    if not isinstance(body, dict) or body.get("name", name) != name:
-        raise Invalid("the body should be an object that names the same namespace as the path, if it names one")
+    agree(body, name=name)
     gone = await resources.delete_namespace(session, caller, name, now=now)
     items = [{"object_type": json.kind, "object_name": json.name, "object_uid": str(json.uid), "error_message": ""} for json in gone]
     return {"items": items}
@@ -189,7 +188,7 @@ _add(CredentialRoutes(service=True))
 
 def _request(namespace: str, body: Any) -> CredentialRequest:
     _only_system(namespace)
-    return read(CredentialRequest, body)
+    return read(CredentialRequest, body, namespace)
 
 
 def _only_system(namespace: str) -> None:

@@ -28,6 +28,7 @@ class Kind:
     slug: Literal["config", "web"] = "config"
     """First segment of the path after `/api`."""
     lives_in: Literal["none", "system", "any", "not system"] = "not system"
+    can_be_disabled: bool = True
 
     @property
     def kind(self) -> str:
@@ -55,7 +56,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         kind.kind: kind
         for kind in (
-            Kind(Namespace, slug="web", lives_in="none"),
+            Kind(Namespace, slug="web", lives_in="none", can_be_disabled=False),
             Kind(Site, lives_in="system"),
             Kind(VirtualSite),
             Kind(SiteMeshGroup, lives_in="system"),
@@ -85,6 +86,8 @@ def parse(kind: str, body: Any, *, namespace: str, name: str | None = None, tena
     if not known.allows(namespace):
         reading.refuse("metadata.namespace", f"a {kind} cannot be in namespace {namespace}")
     metadata, raw_spec = read_envelope(body, name, reading)
+    if metadata and metadata.disable and not known.can_be_disabled:
+        reading.refuse("metadata.disable", f"a {kind} cannot be disabled")
     spec = read(known.type, raw_spec, "spec", reading)
     refuse_all(reading.errors)
     assert metadata

@@ -94,10 +94,10 @@ async def approve(
     ring: KeyRing,
     now: datetime,
 ) -> Registration:
-    """Let the node in; its site is created if there is none. Labels and annotations are added, or overwrite, and so does the tunnel type.
-    Repeating it changes nothing.
+    """Let the node in; its site is created if there is none. Labels and annotations are added, or overwrite, and so does the tunnel type;
+    a site without coordinates gets those of the passport. Repeating it changes nothing.
 
-    Raises `NotFound`, `Invalid` for a passport of another site, and `Conflict` for a registration that was retired.
+    Raises `NotFound`, `Invalid` for a passport of another site or another place, and `Conflict` for a registration that was retired.
     """
     await raise_revision(session, caller.tenant_id)
     registration = await _locked(session, caller, name)

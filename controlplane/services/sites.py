@@ -12,9 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from agent.protocol.enrolment import Passport
 from controlplane.auth import Caller
 from controlplane.compile.members import labels
-from controlplane.errors import Forbidden
+from controlplane.errors import FieldError, Forbidden
 from controlplane.pki import KeyRing
 from controlplane.resources.base import COMPUTED_LABELS, Key
+from controlplane.resources.envelope import refuse_all
 from controlplane.services import homes, resources
 from controlplane.services.heartbeats import Heartbeats
 from controlplane.store import edges as edge_store
@@ -41,7 +42,8 @@ async def ensure(
 ) -> StoredJson:
     """The site of that name: created if there is none, with the `labels` and `annotations` in `words` and the fields in `spec`.
 
-    To a site that exists they are added, or overwrite, only with `merge`: what a site is part of is not for its nodes to change.
+    To a site that exists they are added, or overwrite, only with `merge`: what a site is part of is not for its nodes to change. Then it also
+    gets the passport's coordinates, if it has none; raises `Invalid` if it has others.
     """
     key = Key(NAMESPACE, name)
     site = await resource_store.get(session, caller.tenant_id, "site", key)
@@ -50,7 +52,9 @@ async def ensure(
         body = {"metadata": {"name": name, **words}, "spec": {**_spec(passport), **spec}}
         return await resources.create(session, caller, "site", NAMESPACE, body, ring=ring, now=now)
     merged = {word: {**site.meta[word], **added} for word, added in words.items()}
-    changed = {**site.spec, **spec}
+    changed = {**_spec(passport), **site.spec, **spec}
+    if merge:
+        _check_coordinates(changed["coordinates"], passport)
     if not merge or (changed == site.spec and all(merged[word] == site.meta[word] for word in words)):
         return site
     body = {"metadata": {**site.meta, **merged}, "spec": changed}
@@ -59,6 +63,15 @@ async def ensure(
 
 def _spec(passport: Passport) -> dict[str, Any]:
     return {"coordinates": {"latitude": passport.latitude, "longitude": passport.longitude}}
+
+
+def _check_coordinates(known: Mapping[str, float], passport: Passport) -> None:
+    errors = [
+        FieldError(f"passport.{word}", f"should be {value}, as site {passport.cluster_name} has it; change that at the site")
+        for word, value in known.items()
+        if getattr(passport, word) != value
+    ]
+    refuse_all(errors)
 
 
 def _check_type(name: str, site: StoredJson | None, passport: Passport) -> None:

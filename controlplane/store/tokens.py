@@ -35,12 +35,14 @@ class Token:
     creator_class: str = ""
 
     def refusal(self, now: datetime) -> str | None:
-        """Why it admits nobody any more; None if it does."""
+        """Why it admits nobody; None if it does."""
         if self.revoked_at:
             return f"was revoked at {self.revoked_at.isoformat(timespec='seconds')}"
         if now >= self.expires_at:
             expired, ours = self.expires_at.isoformat(timespec="seconds"), now.isoformat(timespec="seconds")
             return f"expired at {expired}; the control plane's clock says {ours}"
+        if self.meta["disable"]:
+            return "is disabled"
         if self.max_uses and self.uses >= self.max_uses:
             return f"was used {self.uses} of {self.max_uses} times"
         return None
@@ -65,11 +67,12 @@ async def list_all(session: AsyncSession, tenant_id: UUID) -> tuple[Token, ...]:
 
 
 async def use(session: AsyncSession, tenant_id: UUID, token_id: UUID, now: datetime) -> bool:
-    """Count one use; False if the token admits nobody any more."""
+    """Count one use; False if the token admits nobody."""
     statement = (
         update(TokenRow)
         .filter_by(tenant_id=tenant_id, id=token_id, revoked_at=None)
-        .where(TokenRow.expires_at > now, or_(TokenRow.max_uses == 0, TokenRow.uses < TokenRow.max_uses))
+        .where(TokenRow.expires_at > now, ~TokenRow.meta["disable"].as_boolean())
+        .where(or_(TokenRow.max_uses == 0, TokenRow.uses < TokenRow.max_uses))
         .values(uses=TokenRow.uses + 1)
         .returning(TokenRow.id)
         .execution_options(synchronize_session=False)

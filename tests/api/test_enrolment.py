@@ -138,6 +138,21 @@ async def test_an_approval_has_to_confirm_the_sites_name(app: FastAPI, user: htt
         assert (without.status_code, without.json()["details"][0]["field"]) == (400, "passport")
 
 
+async def test_an_approval_places_a_site_that_has_no_place_and_moves_none(app: FastAPI, user: httpx.AsyncClient) -> None:
+    token = (await create_token(user, max_uses=2))["spec"]["content"]
+    assert (await user.post(SITES, json={"metadata": {"name": "madrid"}})).status_code == 200
+    async with node(app, token, "madrid", "node-1") as first, node(app, token, "madrid", "node-2") as second:
+        await first.bootstrap()
+        await second.bootstrap()
+        assert (await user.post(APPROVE.format(first.registration), json=approval("madrid"))).status_code == 200
+        assert (await user.get(f"{SITES}/madrid")).json()["spec"]["coordinates"] == {"latitude": 1.5, "longitude": 2.5}
+        elsewhere = approval("madrid")
+        elsewhere["passport"]["longitude"] = 3
+        refused = await user.post(APPROVE.format(second.registration), json=elsewhere)
+        assert (refused.status_code, [detail["field"] for detail in refused.json()["details"]]) == (400, ["passport.longitude"])
+        assert (await user.post(APPROVE.format(second.registration), json=approval("madrid"))).status_code == 200
+
+
 async def test_a_lost_answer_costs_no_use_of_the_token(app: FastAPI, user: httpx.AsyncClient) -> None:
     created = await create_token(user, type="JWT", site_name="berlin")
     async with node(app, created["spec"]["content"], "berlin") as made:
@@ -166,6 +181,40 @@ async def test_a_revoked_and_a_deleted_token_admit_nobody(app: FastAPI, user: ht
         await user.delete(path)
         with pytest.raises(Refused, match="revoked"):
             await made.bootstrap()
+
+
+async def test_a_disabled_token_admits_nobody_until_it_is_enabled(app: FastAPI, user: httpx.AsyncClient) -> None:
+    created = await create_token(user, type="JWT", site_name="berlin")
+    name = created["metadata"]["name"]
+    async with node(app, created["spec"]["content"], "berlin") as made:
+        disabled = await user.put(f"{TOKENS}/{name}", json={"metadata": {"name": name, "disable": True}})
+        assert disabled.json()["spec"]["state"] == "EXPIRED"
+        with pytest.raises(Refused, match="is disabled"):
+            await made.bootstrap()
+        assert (await user.put(f"{TOKENS}/{name}", json={"metadata": {"name": name}})).json()["spec"]["state"] == "VALID"
+        assert await made.bootstrap() == "APPROVED"
+
+
+@pytest.mark.parametrize(("word", "value"), [("name", "other"), ("namespace", "elsewhere")])
+async def test_a_body_that_names_something_else_than_its_path_does_nothing(
+    app: FastAPI, user: httpx.AsyncClient, word: str, value: str
+) -> None:
+    async with admitted(app, user, "berlin") as made:
+        (token,) = (await user.get(TOKENS)).json()["items"]
+        registration = f"{REGISTRATIONS}/{made.registration}"
+        for method, path, body in (
+            ("POST", STATE.format("berlin"), {"state": "DECOMMISSIONING"}),
+            ("POST", APPROVE.format(made.registration), {"state": "RETIRED"}),
+            ("DELETE", registration, {}),
+            ("POST", f"{TOKENS}/{token['name']}/state", {"state": "EXPIRED"}),
+            ("DELETE", f"{TOKENS}/{token['name']}", {}),
+            ("DELETE", f"{SITES}/berlin", {}),
+        ):
+            answer = await user.request(method, path, json=body | {word: value})
+            assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, word), path
+        assert (await user.get(registration)).json()["object"]["status"]["current_state"] == "ADMITTED"
+        assert (await user.get(f"{TOKENS}/{token['name']}")).json()["spec"]["uses"] == 1
+        assert await made.keys_of(ItemKind.SITE)
 
 
 async def test_an_expired_token_is_refused_with_both_times(app: FastAPI, user: httpx.AsyncClient) -> None:

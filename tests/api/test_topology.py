@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from agent.protocol.report import IpsecAbility, IpsecTunnel, PeerHealth, Report
@@ -181,6 +182,14 @@ async def test_what_is_stale_is_no_evidence(app: FastAPI, user: httpx.AsyncClien
         assert "node-1 is silent for 1" in link.stale
         assert link.last_evidence is not None
         assert now() - link.last_evidence > timedelta(minutes=50), "its own clock is an hour ahead, and is corrected"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [({"level": 2}, "level"), ({"group_site_mesh_nodes": True}, "group_site_mesh_nodes"), ({"site": "b"}, "site")]
+)
+async def test_a_question_that_is_not_answered_is_refused(user: httpx.AsyncClient, body: Json, field: str) -> None:
+    answer = await user.post(f"{TOPOLOGY}/site/a", json=body)
+    assert (answer.status_code, answer.json()["details"][0]["field"]) == (400, field)
 
 
 async def test_other_tenants_see_nothing(app: FastAPI, user: httpx.AsyncClient, stranger: httpx.AsyncClient) -> None:

@@ -28,6 +28,13 @@ def test_the_namespace_comes_from_the_path() -> None:
     assert refused(body(namespace="bank")) == {"metadata.namespace": "should be shop, as in the path"}
 
 
+def test_a_namespace_cannot_be_disabled() -> None:
+    with pytest.raises(Invalid) as error:
+        parse("namespace", {"metadata": {"name": "shop", "disable": True}}, namespace="")
+    assert [detail.field for detail in error.value.details] == ["metadata.disable"]
+    assert metadata_of(disable=True).disable
+
+
 def test_the_name_comes_from_the_path_where_it_has_one() -> None:
     unnamed = body(name=None)
     assert parse("healthcheck", unnamed, namespace="shop", name="y").metadata.name == "y"
