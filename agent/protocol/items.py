@@ -372,12 +372,15 @@ class Export(Body):
     uses: tuple[ExportUse, ...]
 
 
+MOST_WORKERS = 128
+
+
 class Gateway(Body):
     node_id: str
     host: str
     """IP address or DNS name."""
     port: int
-    workers: int = 1
+    workers: int = Field(1, ge=1, le=MOST_WORKERS)
     """Of its Envoy. Whoever keeps reverse tunnels to an edge needs one more than these."""
 
 

@@ -9,8 +9,8 @@ from agent.protocol.items import AnyKind, Gateway
 
 Count = Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)]
 """What JSON, Postgres and Prometheus all can hold, sums included."""
-Moment = Annotated[float, Field(ge=0, lt=1e11)]
-"""Unix seconds."""
+Moment = Annotated[float, Field(ge=0, lt=1e10)]
+"""Unix seconds; before the year 2286, so that what is added up or taken off is a time as well."""
 Id = Annotated[str, Field(max_length=64)]
 Word = Annotated[str, Field(max_length=256)]
 """A name, a version."""
@@ -58,7 +58,7 @@ class Heartbeat(Message):
     """New at every start of the agent."""
     sequence: Count
     """Rises within a boot id; anything not newer than the last is dropped."""
-    sent_at: float
+    sent_at: Moment
     """The node's clock, Unix seconds."""
     applied_hash: Id | None = None
     """Of the manifest that Envoy has ACKed completely, rejected items aside, with nothing warming."""

@@ -23,7 +23,7 @@ from controlplane.auth import Caller, proof_in, token_in, verify_body
 from controlplane.errors import Forbidden, Invalid, NotFound, TooManyRequests, Unauthenticated
 from controlplane.resources.base import Key
 from controlplane.services import credentials
-from controlplane.services.admission import Gate, Proofs
+from controlplane.services.admission import Allowance, Gate, Proofs
 from controlplane.services.agents import Agent, Agents, Call
 from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery
@@ -71,6 +71,7 @@ class Services:
     observer: Observer
     limits: Limits
     gate: Gate
+    allowance: Allowance
     proofs: Proofs
     txt: Txt
     """Looks TXT records up."""
@@ -189,6 +190,7 @@ async def recognised(request: Request, services: CurrentServices, now: Now) -> A
         call = Call(proof_in(request.headers.get("authorization")), request.method, target)
         async with services.gate.place() if request.url.path != HEARTBEAT_PATH else nullcontext():
             agent = await services.agents.recognise(call, now)
+        services.allowance.spend(agent.node.id, asyncio.get_running_loop().time())
         sent = await read_bytes(request, largest)
         verify_body(agent.proof, sent)
     except Unauthenticated:

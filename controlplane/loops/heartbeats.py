@@ -17,3 +17,4 @@ async def flush(heartbeats: Heartbeats, clock: Callable[[], datetime]) -> NoRetu
         with suppress(TimeoutError):
             await asyncio.wait_for(heartbeats.urgent.wait(), EVERY_S)
         await heartbeats.flush(clock())
+        heartbeats.forget(clock())

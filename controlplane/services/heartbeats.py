@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -28,6 +29,8 @@ LEASE_PACES = 3
 CLOCK_ALARM_S = 30.0
 ASKED_AGAIN_AFTER = timedelta(seconds=20)
 """Whoever was asked for a report needs some time for it."""
+FORGOTTEN_AFTER = timedelta(hours=1)
+"""A node that was silent for so long is gone, or is known again by its next sign of life."""
 TWIN = "two agents run with this node's identity; each needs a state directory of its own, and a registration under another name"
 
 
@@ -101,6 +104,7 @@ class Heartbeats:
         """Set when something is to be written at once."""
         self.healthy_since: datetime | None = now
         """Since when heartbeats could have been heard and written; None while they cannot."""
+        self._forgot_at = now
 
     async def take(self, agent: Agent, heartbeat: Heartbeat, now: datetime) -> HeartbeatAnswer:
         """What is not newer than the last of its boot changes nothing, nor does what was under way for longer than a lease."""
@@ -157,6 +161,17 @@ class Heartbeats:
                     log.warning("cannot write heartbeats", error=str(error))
                 self.deaf()
                 self._pending[tenant_id] = {**taken, **self._pending.get(tenant_id, {})}
+
+    def forget(self, now: datetime) -> None:
+        """Nodes that were silent for long; looks at most once in that time."""
+        if now - self._forgot_at < FORGOTTEN_AFTER:
+            return
+        self._forgot_at = now
+        kept = {node_id for node_id, status in self._last.items() if now - status.last_heartbeat_at < FORGOTTEN_AFTER}
+        known: tuple[dict[UUID, Any], ...] = (self._last, self._reported, self._clocks, self._asked, self._replaced, self._twins)
+        for by_node in known:
+            for node_id in by_node.keys() - kept:
+                del by_node[node_id]
 
     async def _write(self, tenant_id: UUID, taken: dict[UUID, Taken]) -> None:
         async with self._database.sessions(tenant_id) as session:

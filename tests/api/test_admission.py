@@ -2,20 +2,24 @@
 
 import asyncio
 import time
-from uuid import UUID
+from datetime import timedelta
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from agent.errors import Busy
 from agent.protocol.enrolment import Proof
 from agent.protocol.manifest import MANIFEST_PATH
+from agent.protocol.report import Heartbeat
 from controlplane.errors import TooManyRequests
-from controlplane.services.admission import Gate
+from controlplane.services.admission import Allowance, Gate
 from controlplane.services.agents import Agent
+from controlplane.services.heartbeats import FORGOTTEN_AFTER, Heartbeats
 from tests.api.enrolled import Node, admitted
 from tests.api.test_delivery import publish, tenant_of
-from tests.backend import client_of
+from tests.backend import client_of, now
 
 
 async def test_beyond_those_that_wait_agents_are_asked_to_come_later_but_signs_of_life_are_taken(
@@ -46,6 +50,50 @@ async def test_a_gate_lets_in_so_many_at_once_and_the_rest_in_turn() -> None:
     assert all(isinstance(result, TooManyRequests) for result in results if result)
     assert sum(result is None for result in results) >= 3
     await pass_through()
+
+
+def test_a_node_may_call_often_for_a_while_and_then_at_its_pace() -> None:
+    allowance, hasty, other, at = Allowance(per_s=2, at_once=10), uuid4(), uuid4(), 1000.0
+    for _ in range(10):
+        allowance.spend(hasty, at)
+    with pytest.raises(TooManyRequests) as refusal:
+        allowance.spend(hasty, at)
+    assert refusal.value.retry_after_s == 0.5
+    allowance.spend(other, at)
+    for number in range(1, 10):
+        allowance.spend(hasty, at + number / 2)
+    for _ in range(10):
+        allowance.spend(hasty, at + 60)
+
+
+async def test_a_node_that_calls_too_often_is_asked_to_come_later_and_no_other(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a") as made, admitted(app, user, "b") as other:
+        object.__setattr__(app.state.services, "allowance", Allowance(per_s=0.001, at_once=2))
+        await made.beat()
+        await made.manifest()
+        for call in (made.beat, made.manifest, made.report):
+            with pytest.raises(Busy, match="too often"):
+                await call()
+        await other.beat()
+
+
+async def test_nodes_that_were_silent_for_long_are_forgotten(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a") as gone, admitted(app, user, "b") as made:
+        heartbeats, later = app.state.services.heartbeats, now() + FORGOTTEN_AFTER
+        await gone.report()
+        for boot in (gone.boot_id, "second", gone.boot_id):
+            await gone.beat(boot_id=boot)
+        agent = await _agent(app, made)
+        await heartbeats.take(agent, Heartbeat(boot_id="b", sequence=1, sent_at=later.timestamp()), later)
+        await heartbeats.flush(later)
+        assert _known(heartbeats) > {agent.node.id}
+        heartbeats.forget(later + timedelta(minutes=1))
+        assert _known(heartbeats) == {agent.node.id}
+
+
+def _known(heartbeats: Heartbeats) -> set[UUID]:
+    """Nodes of which it remembers anything."""
+    return {node_id for kept in vars(heartbeats).values() if isinstance(kept, dict) for node_id in kept}
 
 
 async def test_proofs_that_come_together_are_spent_together_and_each_once(app: FastAPI, user: httpx.AsyncClient) -> None:

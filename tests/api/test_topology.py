@@ -8,7 +8,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from agent.protocol.report import IpsecAbility, IpsecTunnel, PeerHealth, Report
+from agent.errors import Refused
+from agent.protocol.report import Heartbeat, IpsecAbility, IpsecTunnel, PeerHealth, Report
 from controlplane.services import topology
 from tests.api.enrolled import Node, admitted, caught_up
 from tests.api.test_delivery import publish, tenant_of
@@ -182,6 +183,19 @@ async def test_what_is_stale_is_no_evidence(app: FastAPI, user: httpx.AsyncClien
         assert "node-1 is silent for 1" in link.stale
         assert link.last_evidence is not None
         assert now() - link.last_evidence > timedelta(minutes=50), "its own clock is an hour ahead, and is corrected"
+
+
+async def test_the_oddest_of_clocks_breaks_no_answer(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a") as a, admitted(app, user, "b") as b:
+        await call(app, user, a, b)
+        for sent_at in (1e300, 1e10, -1.0):
+            with pytest.raises(Refused, match="sent_at"):
+                await a.control.heartbeat(Heartbeat.model_construct(boot_id=a.boot_id, sequence=1, sent_at=sent_at))
+        for odd in (0.0, 9e9):
+            await a.report(peers=[PeerHealth(site_id=site_id(b), state="UP", since=odd, last_evidence=0)])
+            await a.beat(boot_id=str(odd), sent_at=odd)
+            await app.state.services.heartbeats.flush(now())
+            assert (await why(user, "a", "b"))["paths"]
 
 
 @pytest.mark.parametrize(
