@@ -88,10 +88,20 @@ async def ca_pin(session: AsyncSession, fabric: Fabric) -> str | None:
     return hashlib.sha256(anchor.encode()).hexdigest() if anchor else None
 
 
+async def line_up(session: AsyncSession, tenant_id: UUID, *, edge: bool) -> None:
+    """Take what `withdraw` needs before anything else is locked, in the order of rotations, so that no two of these wait for each other."""
+    owner, role = _signers(tenant_id, edge=edge)
+    await store.versions(session, owner, role, lock=True)
+    for concerned in await _concerned(session, tenant_id, role):
+        await enter(session, concerned)
+        await tenants.lock(session, concerned)
+    await enter(session, tenant_id)
+
+
 async def withdraw(session: AsyncSession, ring: pki.KeyRing, tenant_id: UUID, *, edge: bool, now: datetime) -> None:
     """A node of the tenant (`edge`: of a regional edge) was revoked while its site lives on: nobody accepts its certificates any more."""
     serials = await nodes.revoked_serials(session, tenant_id, now)
-    owner, role = (None, "edges") if edge else (tenant_id, "tenant")
+    owner, role = _signers(tenant_id, edge=edge)
     for sealed in await store.versions(session, owner, role, lock=True):
         if sealed.state != "removed":
             await store.change(session, sealed.tenant_id, sealed, crl_pem=pki.revocations(unsealed(ring, sealed), serials, now))
@@ -99,18 +109,27 @@ async def withdraw(session: AsyncSession, ring: pki.KeyRing, tenant_id: UUID, *,
 
 
 async def announce(session: AsyncSession, tenant_id: UUID, role: str, *, edge_revoked: bool = False) -> None:
-    """What is trusted for a role changes: tell the sites of every tenant that it concerns, and regional edges, which serve all.
+    """What is trusted for a role changes: tell the sites of every tenant that it concerns.
 
-    The operator's tenant comes last, so that no two of these wait for each other. `edge_revoked`: gateways are to let go of
-    what regional edges have opened.
+    `edge_revoked`: gateways are to let go of what regional edges have opened.
     """
-    known = await tenants.list_all(session)
-    last = [tenant.id for tenant in known if tenant.name == OPERATOR_TENANT]
-    own = [tenant_id] if role == "tenant" else [tenant.id for tenant in known]
-    for concerned in [*(each for each in own if each not in last), *last]:
+    for concerned in await _concerned(session, tenant_id, role):
         await enter(session, concerned)
         await changes.raise_anchors_revision(session, concerned, edge_revoked=edge_revoked)
     await enter(session, tenant_id)
+
+
+async def _concerned(session: AsyncSession, tenant_id: UUID, role: str) -> list[UUID]:
+    """The tenants that trust a role, and the operator's, as regional edges serve all: last, so that no two of these wait for each other."""
+    known = await tenants.list_all(session)
+    last = [tenant.id for tenant in known if tenant.name == OPERATOR_TENANT]
+    own = [tenant_id] if role == "tenant" else [tenant.id for tenant in known]
+    return [*(each for each in own if each not in last), *last]
+
+
+def _signers(tenant_id: UUID, *, edge: bool) -> tuple[UUID | None, str]:
+    """Owner and role of the authority that signs for a tenant's nodes, or for those of regional edges."""
+    return (None, "edges") if edge else (tenant_id, "tenant")
 
 
 async def keep(

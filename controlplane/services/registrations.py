@@ -14,7 +14,7 @@ from controlplane.errors import Conflict, FieldError, Forbidden, Invalid, NotFou
 from controlplane.pki import KeyRing
 from controlplane.resources.base import Labels, Unless, Value
 from controlplane.services import auditing, sites
-from controlplane.services.authorities import withdraw
+from controlplane.services.authorities import line_up, withdraw
 from controlplane.store import nodes, tokens
 from controlplane.store import registrations as store
 from controlplane.store.changes import raise_revision
@@ -148,10 +148,12 @@ async def admit(
 
 async def retire(session: AsyncSession, caller: Caller, name: str, *, ring: KeyRing, now: datetime) -> Registration:
     """Whatever state it is in: its node is nobody's peer from now on, and may not come back with this key."""
-    revision = await raise_revision(session, caller.tenant_id)
-    registration = await _locked(session, caller, name)
+    registration = await get(session, caller, name)
     if is_edge(registration) and not caller.runs_edges:
         raise Forbidden(f"{registration.site_name} is a regional edge: only the operator retires its nodes")
+    await line_up(session, caller.tenant_id, edge=is_edge(registration))
+    revision = await raise_revision(session, caller.tenant_id)
+    registration = await _locked(session, caller, name)
     node_ids = [registration.node_id] if registration.node_id else []
     if await nodes.revoke(session, caller.tenant_id, node_ids, revision, now):
         await withdraw(session, ring, caller.tenant_id, edge=is_edge(registration), now=now)

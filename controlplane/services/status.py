@@ -175,7 +175,7 @@ class Observer:
             wanted = Wanted(carried, revision, told.of(site_id, revision), lost.get(site_id, ""), partial(told.is_told, site_id))
             said = [_node(node, statuses.get(node.id), wanted, fresh, silent) for node in view.fleet.live.get(site_id, ())]
             state, reason = _state(said, wanted)
-            reports.append(SiteReport(view.sites[site_id], state, reason, ()))
+            reports.append(SiteReport(view.sites[site_id], state, _without_nodes(state, reason, said), ()))
         return reports
 
 
@@ -218,6 +218,18 @@ def _state(said: Collection[NodeReport], wanted: Wanted) -> tuple[State, str]:
         return "Pending", "the configuration of this site cannot be compiled; see the control plane's log"
     waiting = ", ".join(report.node.name for report in live if not report.applied)
     return "Pending", f"waiting for node {waiting}"
+
+
+def _without_nodes(state: State, reason: str, said: Iterable[NodeReport]) -> str:
+    """The words for people of other tenants."""
+    match state:
+        case "Rejected":
+            return next(str(rejection["reason"]) for report in said if report.fresh for rejection in report.rejected)
+        case "Offline":
+            return "nothing is heard of this regional edge"
+        case "Pending":
+            return "waiting for this regional edge"
+    return reason
 
 
 def _silence(said: Iterable[NodeReport]) -> str:

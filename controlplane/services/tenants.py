@@ -64,9 +64,11 @@ async def get(definer: AsyncConnection | AsyncSession, name: str) -> TenantRecor
 
 
 async def delete(session: AsyncSession, caller: Caller, tenant: TenantRecord, now: datetime) -> None:
-    """With everything in it. Raises `Conflict` while it has sites, `Forbidden` for the built-in one."""
+    """With everything in it. Raises `Conflict` while it has sites or is the caller's, `Forbidden` for the built-in one."""
     if tenant.name == DEFAULT:
         raise Forbidden(f"tenant {DEFAULT} is built in")
+    if tenant.id == caller.tenant_id:
+        raise Conflict(f"tenant {tenant.name} is the one that this request acts in: delete it from another one")
     await enter(session, tenant.id)
     await changes.raise_revision(session, tenant.id)
     if await store.has_sites(session, tenant.id):

@@ -48,7 +48,9 @@ async def create(session: AsyncSession, tenant_id: UUID, registration: Registrat
 async def get(session: AsyncSession, tenant_id: UUID, name: str, *, lock: bool = False) -> Registration | None:
     """`lock` keeps others from changing it until the transaction ends."""
     query = select(RegistrationRow).filter_by(tenant_id=tenant_id, name=name)
-    return value(Registration, await session.scalar(query.with_for_update() if lock else query))
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return value(Registration, await session.scalar(query))
 
 
 async def by_key(session: AsyncSession, tenant_id: UUID, key_hash: bytes) -> Registration | None:

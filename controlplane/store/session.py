@@ -49,7 +49,13 @@ class Database:
         options = {"prepare_threshold": None} if listen_url else {}
         self._listen_url = listen_url or url
         self.engine: AsyncEngine = create_async_engine(
-            url, pool_size=connections, max_overflow=0, pool_timeout=CONNECTION_TIMEOUT_S, pool_pre_ping=True, connect_args=options
+            url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=CONNECTION_TIMEOUT_S,
+            pool_pre_ping=True,
+            connect_args=options,
+            hide_parameters=True,
         )
 
     async def close(self) -> None:

@@ -33,6 +33,11 @@ async def name(session: AsyncSession, tenant_id: UUID) -> str:
     return (await session.execute(select(TenantRow.name).where(TenantRow.id == tenant_id))).scalar_one()
 
 
+async def lock(session: AsyncSession, tenant_id: UUID) -> None:
+    """Until the end of the transaction its revision is raised by nobody else."""
+    await session.execute(select(TenantRow.id).where(TenantRow.id == tenant_id).with_for_update(key_share=True))
+
+
 async def has_sites(session: AsyncSession, tenant_id: UUID) -> bool:
     """Whether it has sites, or nodes that were not revoked."""
     sites = select(ResourceRow.uid).where(ResourceRow.tenant_id == tenant_id, ResourceRow.kind == "site").limit(1)

@@ -133,6 +133,8 @@ async def test_the_life_of_a_tenant(app: FastAPI, operator: httpx.AsyncClient) -
         await client.post("/api/config/namespaces/system/sites", json={"metadata": {"name": "a"}})
         assert (await operator.delete(f"{TENANTS}/{name}")).status_code == 409
         await client.delete("/api/config/namespaces/system/sites/a")
+        inside = await operator.delete(f"{TENANTS}/{name}", headers={"x-volterra-apigw-tenant": name})
+        assert (inside.status_code, inside.json()["code"]) == (409, 9)
         assert (await operator.delete(f"{TENANTS}/{name}")).status_code == 200
         assert (await client.get(NAMESPACES)).status_code == 401
     assert (await operator.get(f"{TENANTS}/{name}")).status_code == 404

@@ -53,6 +53,15 @@ async def test_whoever_is_there_by_a_new_edge_is_in_the_way_of_who_comes_later(
         assert "Conflicted" not in await conditions(user, "web")
 
 
+async def test_tenants_are_told_nothing_of_the_nodes_of_an_edge(app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient) -> None:
+    name = domain()
+    async with edge_and_site(app, operator, user) as (edge, _):
+        await grant(operator, user, name)
+        assert (await user.post(HTTP, json=public("web", name))).status_code == 200
+        (site,) = [each for each in (await user.get(f"{HTTP}/web/status")).json()["sites"] if each["site"] == edge.site]
+        assert (site["state"], site["reason"], site["nodes"]) == ("Pending", "waiting for this regional edge", [])
+
+
 async def test_two_that_meet_on_a_relabelled_edge_are_told_apart_by_age(
     app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient
 ) -> None:

@@ -5,22 +5,27 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from cryptography import x509
 from fastapi import FastAPI
+from sqlalchemy import text
 
 from agent.errors import Refused
 from agent.protocol.enrolment import Passport, RenewRequest
 from agent.protocol.items import Gateway, ItemKind
 from agent.protocol.report import EdgeHealth
+from controlplane.services.authorities import announce
 from controlplane.services.homes import Seen, assign
+from controlplane.store.changes import raise_revision
+from controlplane.store.session import Database
 from lab.wait import until
 from tests.api.enrolled import REGISTRATIONS, SITES, TOKENS, Node, admitted, caught_up, csr, node, token_for
 from tests.backend import now
 
+APPROVE = "/api/register/namespaces/system/registration/{}/approve"
 STATE = "/api/register/namespaces/system/site/{}/state"
 DECOMMISSIONING = {"state": "DECOMMISSIONING"}
 
@@ -125,6 +130,27 @@ async def test_an_edge_is_not_connected_to_edges(operator: httpx.AsyncClient) ->
     answer = await operator.post(SITES, json=edge(fresh(), re_select={"geo_proximity": {}}))
     assert answer.status_code == 400
     assert "re_select is for customer edges" in answer.json()["message"]
+
+
+async def test_retiring_a_node_of_an_edge_waits_for_tenants_and_lets_none_wait(
+    app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient, database: Database
+) -> None:
+    """A tenant, in the middle of withdrawing a node of its own, needs the operator's row, too."""
+
+    async def blocked() -> bool:
+        async with database.definer() as definer:
+            return bool((await definer.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))).scalar_one())
+
+    async with running_edge(app, operator, fresh()) as made, admitted(app, user, "berlin") as other:
+        assert other.credentials
+        tenant_id = UUID(other.credentials.tenant_id)
+        async with database.sessions(tenant_id) as session:
+            await raise_revision(session, tenant_id)
+            path = APPROVE.format(made.registration)
+            retiring = asyncio.create_task(operator.post(path, json={"state": "RETIRED"}))
+            await until(blocked, "the operator to wait for the tenant")
+            await announce(session, tenant_id, "tenant")
+        assert (await retiring).status_code == 200
 
 
 # Which edges a site is connected to

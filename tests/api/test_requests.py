@@ -12,6 +12,7 @@ import limits
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import DataError
 
 from agent.errors import Busy, Refused
 from agent.protocol.enrolment import BOOTSTRAP_PATH
@@ -191,6 +192,13 @@ async def test_changes_are_recorded_with_who_made_them(database: Database, user:
 
 
 # Secrets
+
+
+async def test_a_statement_that_fails_does_not_tell_its_parameters(database: Database) -> None:
+    with pytest.raises(DataError) as error:
+        async with database.definer() as definer:
+            await definer.execute(text("SELECT 1 / (length(:secret) - 12)"), {"secret": "crown jewels"})
+    assert "jewels" not in str(error.value)
 
 
 @pytest.fixture
