@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
 from controlplane.api.deps import CurrentCaller, JsonBody, NamespaceInPath, Now, Session
@@ -72,13 +73,16 @@ class LabelFilter(Value):
     value: str
 
 
+Metrics = Annotated[tuple[str, ...], Field(max_length=len(METRICS))]
+
+
 class NodeMetrics(Value):
-    downstream: tuple[str, ...] = ()
-    upstream: tuple[str, ...] = ()
+    downstream: Metrics = ()
+    upstream: Metrics = ()
 
 
 class EdgeMetrics(Value):
-    types: tuple[str, ...] = ()
+    types: Metrics = ()
 
 
 class NodeSelector(Value):
@@ -105,7 +109,9 @@ class GraphQuery(Value):
     start_time: str = ""
     end_time: str = ""
     step: str = "auto"
-    group_by: tuple[Annotated[Literal["NONE", "NAMESPACE", "SITE", "SERVICE", "VHOST"], Names(*GROUPINGS)], ...] = ("VHOST", "SITE")
+    group_by: tuple[Annotated[Literal["NONE", "NAMESPACE", "SITE", "SERVICE", "VHOST"], Names(*GROUPINGS)], ...] = Field(
+        ("VHOST", "SITE"), max_length=len(GROUPINGS)
+    )
     label_filter: tuple[LabelFilter, ...] = ()
     field_selector: FieldSelector = FieldSelector()
 
@@ -132,7 +138,7 @@ async def _graph(session: Session, caller: CurrentCaller, namespace: str | None,
     span = Span(start, end, _step(query.step, end - start))
     only = {each.label.removeprefix("LABEL_"): _without_prefix(each.value) for each in query.label_filter}
     made = await telemetry.service_graph(session, caller.tenant_id, namespace, span, query.group_by, only)
-    return {"step": f"{span.step.total_seconds():.0f}s", "data": _data(made, span, query.field_selector)}
+    return {"step": f"{span.step.total_seconds():.0f}s", "data": await run_in_threadpool(_data, made, span, query.field_selector)}
 
 
 def _data(made: Graph, span: Span, selector: FieldSelector) -> Json:
@@ -165,7 +171,7 @@ def _types(names: tuple[str, ...], asked: bool) -> tuple[str, ...]:
             raise Invalid(
                 f"metric {name!r} should be one of {', '.join(METRICS)}", [FieldError("field_selector", f"{name[:64]} is not known")]
             )
-    return names if asked else tuple(METRICS)
+    return tuple(dict.fromkeys(names)) if asked else tuple(METRICS)
 
 
 def _metrics(series: Series, types: tuple[str, ...], span: Span) -> list[Json]:

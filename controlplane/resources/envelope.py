@@ -8,11 +8,7 @@ from pydantic import ValidationError
 
 from controlplane.errors import FieldError, Invalid
 from controlplane.resources.base import Metadata, Value
-from controlplane.resources.enumeration import did_you_mean
-from controlplane.resources.normal import NIL, Reading, normalise
-
-MAX_DETAILS = 100
-"""In one answer; a body may be wrong in as many places as it has fields."""
+from controlplane.resources.normal import MAX_DETAILS, NIL, Reading, normalise
 
 _READ = frozenset({"metadata", "spec", "resource_version"})
 _IN_ANSWERS = frozenset(
@@ -42,7 +38,7 @@ def read_envelope(body: Any, name: str | None, reading: Reading) -> tuple[Metada
         raise Invalid("the body should be an object with metadata and spec")
     for word in body:
         if word not in _READ and word not in _IN_ANSWERS:
-            reading.refuse(str(word), f"is not a field of the API{did_you_mean(str(word), (*_READ, *_IN_ANSWERS))}")
+            reading.refuse_unknown(str(word), str(word), (*_READ, *_IN_ANSWERS))
     if not isinstance(body.get("resource_version"), str | int | None):
         reading.refuse("resource_version", "should be a string")
     metadata = read(Metadata, _placed(body.get("metadata"), name, reading), "metadata", reading)

@@ -15,6 +15,8 @@ from controlplane.errors import FieldError
 from controlplane.resources.base import Choice, ObjectRef, Unless, Value
 from controlplane.resources.enumeration import did_you_mean
 
+MAX_DETAILS = 100
+"""In one answer; a body may be wrong in as many places as it has fields."""
 NIL = "should be not nil, got nil in request"
 
 
@@ -28,6 +30,11 @@ class Reading:
 
     def refuse(self, path: str, description: str) -> None:
         self.errors.append(FieldError(path, description))
+
+    def refuse_unknown(self, path: str, name: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
+        """What it may have been meant to be is looked for as long as it would be shown: that takes a while."""
+        hint = did_you_mean(name, known) if len(self.errors) < MAX_DETAILS else ""
+        self.refuse(path, f"is not a field of the API{hint}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def normalise(of: type[Value], raw: Any, path: str, reading: Reading) -> Any:
     for name, value in raw.items():
         word = words.get(name)
         if word is None:
-            reading.refuse(f"{path}.{name}", f"is not a field of the API{did_you_mean(str(name), words)}")
+            reading.refuse_unknown(f"{path}.{name}", str(name), words)
         elif value is not None and not word.ignores(name, value):
             if word.choice:
                 present[word.choice.group].append(name)

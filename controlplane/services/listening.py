@@ -14,7 +14,7 @@ from controlplane.compile.public_names import missing
 from controlplane.errors import FieldError, ListenerTaken
 from controlplane.resources.base import Key, Ref, Stored
 from controlplane.resources.claim import Claim, Place
-from controlplane.resources.envelope import MAX_DETAILS
+from controlplane.resources.normal import MAX_DETAILS
 from controlplane.resources.registry import refs
 from controlplane.services import public_names
 from controlplane.store import claims as store

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from controlplane import pki
 from controlplane.auth import OPERATOR_TENANT, Caller
 from controlplane.errors import Conflict, FieldError, NotFound, StillTrusted
-from controlplane.resources.envelope import MAX_DETAILS
+from controlplane.resources.normal import MAX_DETAILS
 from controlplane.services import auditing, authorities
 from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery

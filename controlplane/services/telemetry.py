@@ -1,5 +1,6 @@
 """What load balancers served, for graphs and for Prometheus. Both read what is in the database, so every replica answers the same."""
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from uuid import UUID
 
@@ -33,7 +34,8 @@ async def service_graph(
             f"there are more than {MOST_ROLLUPS} records of that time: ask for a shorter one, for one namespace or one load balancer"
         )
         raise Invalid(description, [FieldError("start_time", description)])
-    return graph((rollup for rollup in rollups if _is_wanted(rollup, only, names)), span, group_by, names)
+    wanted = (rollup for rollup in rollups if _is_wanted(rollup, only, names))
+    return await asyncio.to_thread(graph, wanted, span, group_by, names)
 
 
 def _is_wanted(rollup: Rollup, only: Mapping[str, str], names: Mapping[str, str]) -> bool:

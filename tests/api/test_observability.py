@@ -87,6 +87,11 @@ async def test_the_service_graph_gives_what_is_selected_and_filtered(app: FastAP
         assert set(values(found["data"]["metric"]["data"])) == {"HTTP_REQUEST_RATE"}
         unknown = {"field_selector": {"edge": {"metric": {"types": ["HTTP_REQUEST_RAT"]}}}}
         assert (await user.post(GRAPH, json=unknown)).status_code == 400
+        often = {"field_selector": {"edge": {"metric": {"types": ["HTTP_REQUEST_RATE"] * 3}}}}
+        (found, *_) = (await user.post(GRAPH, json=often)).json()["data"]["edges"]
+        assert [metric["type"] for metric in found["data"]["metric"]["data"]] == ["HTTP_REQUEST_RATE"]
+        for many in ({"field_selector": {"edge": {"metric": {"types": ["HTTP_REQUEST_RATE"] * 500}}}}, {"group_by": ["SITE"] * 500}):
+            assert (await user.post(GRAPH, json=many)).status_code == 400
         everywhere = await user.post("/api/data/namespaces/system/graph/all_ns_service", json={"group_by": ["VHOST"]})
         assert len(everywhere.json()["data"]["edges"]) == 2
         elsewhere = await user.post("/api/data/namespaces/default/graph/service", json={})

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from controlplane.errors import Invalid
+from controlplane.resources.normal import MAX_DETAILS
 from controlplane.resources.registry import KINDS, parse
 
 
@@ -33,6 +34,14 @@ def test_a_namespace_cannot_be_disabled() -> None:
         parse("namespace", {"metadata": {"name": "shop", "disable": True}}, namespace="")
     assert [detail.field for detail in error.value.details] == ["metadata.disable"]
     assert metadata_of(disable=True).disable
+
+
+def test_of_many_unknown_fields_those_that_are_shown_get_a_hint() -> None:
+    sent = body()
+    sent["spec"] |= {f"timeouts{number}": 1 for number in range(5000)}
+    found = refused(sent)
+    assert len(found) == MAX_DETAILS
+    assert set(found.values()) == {"is not a field of the API: did you mean timeout?"}
 
 
 def test_the_name_comes_from_the_path_where_it_has_one() -> None:
