@@ -1,6 +1,7 @@
 """What an operator may choose: options of the command line, or variables of the environment with the prefix `CONTROLPLANE_`."""
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -18,6 +19,16 @@ def _words(value: object) -> object:
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 """Separated by commas or spaces."""
+
+
+def _are_networks(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        ip_network(word)
+    return words
+
+
+Proxies = Annotated[Words, AfterValidator(_are_networks)]
+"""Such as `192.0.2.7, 10.0.0.0/8`."""
 
 
 def _is_rate(text: str) -> str:
@@ -79,8 +90,10 @@ class Settings(BaseSettings):
     tls_cert_file: Path | None = Field(None, description="Certificate chain for HTTPS, in PEM; default: one of the fabric's own authority.")
     tls_key_file: Path | None = Field(None, description="Private key of that certificate, in PEM.")
     tls_san: Words = Field((), description="More DNS names and IP addresses for the certificate of the fabric's own authority.")
-    plain_http: bool = Field(False, description="Serve HTTP without TLS: only on loopback, or behind a proxy.")
-    behind_proxy: bool = Field(False, description="A proxy in front ends TLS, and its X-Forwarded-For tells the client's address.")
+    plain_http: bool = Field(False, description="Serve HTTP without TLS: only on loopback, or behind proxies that are trusted.")
+    trusted_proxies: Proxies = Field(
+        (), description="IP addresses or networks of the proxies in front, whose X-Forwarded-For is believed; they may end TLS."
+    )
 
     rate_limit: Rate = Field("6000/minute", description="Requests of one API credential, per replica.")
     failure_rate_limit: Rate = Field("60/minute", description="Requests without a valid credential from one address, per replica.")
@@ -113,8 +126,8 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert_file and tls_key_file go together")
         if self.plain_http and self.tls_cert_file:
             raise ValueError("plain_http and tls_cert_file exclude each other")
-        if self.plain_http and self.host not in LOOPBACK and not self.behind_proxy:
-            raise ValueError(f"plain_http sends API tokens in clear: listen on loopback instead of {self.host}, or set behind_proxy")
+        if self.plain_http and self.host not in LOOPBACK and not self.trusted_proxies:
+            raise ValueError(f"plain_http sends API tokens in clear: listen on loopback instead of {self.host}, or give trusted_proxies")
         if self.migration_database_url and not self.database_url:
             raise ValueError("migration_database_url needs database_url, which names the role to serve as")
         return self

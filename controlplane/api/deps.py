@@ -5,10 +5,11 @@ All are asynchronous, even where they wait for nothing: FastAPI runs others in t
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.report import HEARTBEAT_PATH, REPORT_PATH
 from controlplane.api.body import inflate, parse, read_bytes
-from controlplane.auth import Caller, proof_in, token_in, verify_body
+from controlplane.auth import Caller, proof_in, token_hash, token_in, verify_body
 from controlplane.errors import Forbidden, Invalid, NotFound, TooManyRequests, Unauthenticated
 from controlplane.resources.base import Key
 from controlplane.services import credentials
@@ -44,18 +45,31 @@ class Limits:
         self._per_credential = per_credential
         self._per_failing_address = per_failing_address
 
-    def spend(self, caller: Caller) -> None:
-        """One request of a credential. Raises `TooManyRequests`."""
-        self._hit(self._per_credential, str(caller.credential_id), "this credential sends too many requests")
+    def spend(self, credential: str) -> None:
+        """One request of a credential, by the hash of its token. Raises `TooManyRequests`."""
+        if not self._window.hit(self._per_credential, credential):
+            raise self._refusal(self._per_credential, credential, "this credential sends too many requests")
+
+    def knows(self, credential: str) -> bool:
+        """Whether it was good a moment ago."""
+        return self._window.get_window_stats(self._per_credential, credential).remaining < self._per_credential.amount
 
     def fail(self, address: str) -> None:
         """One request without a valid credential. Raises `TooManyRequests`."""
-        self._hit(self._per_failing_address, address, "too many requests without a valid credential")
+        if not self._window.hit(self._per_failing_address, address):
+            raise self._failing(address)
 
-    def _hit(self, limit: RateLimitItem, who: str, message: str) -> None:
-        if not self._window.hit(limit, who):
-            reset_at = self._window.get_window_stats(limit, who).reset_time
-            raise TooManyRequests(message, retry_after_s=max(1.0, reset_at - clock().timestamp()))
+    def check(self, address: str, known: Callable[[], bool]) -> None:
+        """Raises `TooManyRequests` for an address that fails too often, before anything is looked up; who shares it and is known goes on."""
+        if not self._window.test(self._per_failing_address, address) and not known():
+            raise self._failing(address)
+
+    def _failing(self, address: str) -> TooManyRequests:
+        return self._refusal(self._per_failing_address, address, "too many requests without a valid credential")
+
+    def _refusal(self, limit: RateLimitItem, who: str, message: str) -> TooManyRequests:
+        reset_at = self._window.get_window_stats(limit, who).reset_time
+        return TooManyRequests(message, retry_after_s=max(1.0, reset_at - clock().timestamp()))
 
 
 @dataclass(frozen=True)
@@ -102,14 +116,18 @@ Now = Annotated[datetime, Depends(_now)]
 
 
 async def _caller(request: Request, services: CurrentServices, now: Now) -> Caller:
-    async with services.database.definer() as definer:
-        try:
-            caller = await credentials.authenticate(definer, token_in(request.headers.get("authorization")), now)
-        except Unauthenticated:
-            services.limits.fail(await _client_address(request))
-            raise
-        services.limits.spend(caller)
-        return await credentials.act_in(definer, caller, request.headers.get(TENANT_HEADER))
+    address = await _client_address(request)
+    try:
+        token = token_in(request.headers.get("authorization"))
+        credential = token_hash(token).hex()
+        services.limits.check(address, partial(services.limits.knows, credential))
+        async with services.database.definer() as definer:
+            caller = await credentials.authenticate(definer, token, now)
+            services.limits.spend(credential)
+            return await credentials.act_in(definer, caller, request.headers.get(TENANT_HEADER))
+    except Unauthenticated:
+        services.limits.fail(address)
+        raise
 
 
 CurrentCaller = Annotated[Caller, Depends(_caller)]
@@ -185,16 +203,18 @@ async def recognised(request: Request, services: CurrentServices, now: Now) -> A
     """The body is not even read before the proof is known to come from a node. Signs of life never wait in line."""
     query = request.scope["query_string"].decode("latin-1")
     target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+    address = await _client_address(request)
     largest = LARGEST_REPORT if request.url.path == REPORT_PATH else LARGEST_OF_AGENTS
     try:
         call = Call(proof_in(request.headers.get("authorization")), request.method, target)
+        services.limits.check(address, partial(services.agents.knows, call))
         async with services.gate.place() if request.url.path != HEARTBEAT_PATH else nullcontext():
             agent = await services.agents.recognise(call, now)
         services.allowance.spend(agent.node.id, asyncio.get_running_loop().time())
         sent = await read_bytes(request, largest)
         verify_body(agent.proof, sent)
     except Unauthenticated:
-        services.limits.fail(await _client_address(request))
+        services.limits.fail(address)
         raise
     return AgentRequest(agent, inflate(sent, request.headers.get("content-encoding"), largest))
 

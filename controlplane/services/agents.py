@@ -80,6 +80,10 @@ class Agents:
                 raise
             return self._verified(cache, node_id, call, now)
 
+    def knows(self, call: Call) -> bool:
+        """Whether the node that a call claims to come from has called before."""
+        return proof_node(call.token) in self._tenants
+
     def _verified(self, cache: TenantCache, node_id: UUID, call: Call, now: datetime) -> Agent:
         node = cache.view.fleet.nodes.get(node_id)
         if node is None:

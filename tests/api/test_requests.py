@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import limits
@@ -14,13 +15,13 @@ from fastapi import FastAPI
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DataError
 
-from agent.errors import Busy, Refused
+from agent.errors import Busy, NotRecognised, Refused
 from agent.protocol.enrolment import BOOTSTRAP_PATH
 from controlplane.api.deps import Limits
 from controlplane.services.authorities import Fabric
 from controlplane.store import secrets as secret_store
 from controlplane.store.session import Database
-from tests.api.enrolled import node, token_for
+from tests.api.enrolled import admitted, node, token_for
 from tests.backend import Postgres, client_of
 
 CHECKS = "/api/config/namespaces/shop/healthchecks"
@@ -114,10 +115,31 @@ async def test_a_credential_that_asks_too_fast_is_slowed_down(app: FastAPI, user
         assert (await stranger.get("/api/web/namespaces")).status_code == 200
 
 
-async def test_an_address_that_guesses_tokens_is_slowed_down(app: FastAPI, user: httpx.AsyncClient) -> None:
-    async with changed(app, limits=Limits(limits.parse("100/hour"), limits.parse("3/hour"))), client_of(app, "ist_guess") as guesser:
-        assert [(await guesser.get(CHECKS)).status_code for _ in range(4)] == [401, 401, 401, 429]
+async def test_an_address_that_guesses_tokens_is_slowed_down(app: FastAPI, user: httpx.AsyncClient, stranger: httpx.AsyncClient) -> None:
+    """Then nothing is looked up for it any more, but for credentials that were good a moment ago."""
+    few = Limits(limits.parse("100/hour"), limits.parse("3/hour"))
+    async with changed(app, limits=few), client_of(app, "ist_guess") as guesser, client_of(app, None) as nobody:
         assert (await user.get(CHECKS)).status_code == 200
+        assert [(await guesser.get(CHECKS)).status_code for _ in range(4)] == [401, 401, 401, 429]
+        async with changed(app, database=None):
+            for client in (guesser, nobody, stranger):
+                answer = await client.get(CHECKS)
+                assert (answer.status_code, answer.json()["code"]) == (429, 8)
+        assert (await user.get(CHECKS)).status_code == 200
+
+
+async def test_an_address_that_guesses_nodes_is_slowed_down_and_no_node_that_is_known(app: FastAPI, user: httpx.AsyncClient) -> None:
+    few = Limits(limits.parse("100/hour"), limits.parse("1/hour"))
+    async with changed(app, limits=few), admitted(app, user, "a") as made, admitted(app, user, "b") as guesser:
+        await made.beat()
+        assert guesser.control.signer
+        guesser.control.signer = replace(guesser.control.signer, node_id=str(uuid4()))
+        with pytest.raises(NotRecognised):
+            await guesser.beat()
+        async with changed(app, database=None, gate=None):
+            with pytest.raises(Busy):
+                await guesser.manifest()
+        await made.beat()
 
 
 async def test_credentials_of_one_name_are_limited_each_for_itself(app: FastAPI, user: httpx.AsyncClient) -> None:

@@ -10,13 +10,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
-from controlplane.__main__ import app
+from controlplane.__main__ import _uvicorn, app
 from controlplane.pki import KeyRing
+from controlplane.settings import Settings
 from lab.wait import until
 from tests.backend import DEBIAN_BINARIES, Postgres, debian
 
@@ -158,12 +160,29 @@ async def test_replicas_share_a_state_directory_and_survive_each_other(state_dir
         (["--operator-token", "short"], "operator_token"),
         (["--log-level", "loud"], "log_level"),
         (["--rate-limit", "fast"], "rate_limit"),
+        (["--trusted-proxies", "proxy.test"], "trusted_proxies"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_a_reason(options: list[str], says: str) -> None:
     outcome = CliRunner().invoke(app, ["serve", *options])
     assert outcome.exit_code == 2
     assert says in outcome.output
+
+
+@pytest.mark.parametrize(("peer", "client"), [("10.1.2.3", "192.0.2.9"), ("192.0.2.1", "192.0.2.1")])
+async def test_only_proxies_that_are_trusted_say_where_a_request_comes_from(peer: str, client: str) -> None:
+    """And of what they say, what they did not add themselves is not believed."""
+    seen: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["client"][0])
+
+    config = _uvicorn(Settings(trusted_proxies=("10.0.0.0/8",)), application, None)
+    config.load()
+    headers = [(b"x-forwarded-for", b"198.51.100.6, 192.0.2.9, 10.9.9.9")]
+    loaded: Any = config.loaded_app
+    await loaded({"type": "http", "client": (peer, 1), "headers": headers}, None, None)
+    assert seen == [client]
 
 
 async def test_a_port_that_is_taken_is_named(state_dir: Path) -> None:
