@@ -239,7 +239,12 @@ async def test_an_edge_relays_for_every_tenant_with_live_sites_and_follows_them(
         assert oslo.credentials
         tenants = {made.credentials.tenant_id: made.credentials for made in (berlin, oslo) if made.credentials}
         await app.state.services.delivery.compare()
-        relays = await items_of(edge_node, ItemKind.RELAY)
+
+        async def relayed() -> dict[str, dict[str, Any]] | None:
+            found = await items_of(edge_node, ItemKind.RELAY)
+            return found if tenants.keys() <= found.keys() else None
+
+        relays = await until(relayed, "the edge to relay for both")
         for tenant_id, credentials in tenants.items():
             assert relays[tenant_id]["sites"] == [credentials.site_id]
             assert relays[tenant_id]["anchor_pem"] == credentials.peer_anchor_pem
