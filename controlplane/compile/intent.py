@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
+from weakref import ref
 
 from agent.protocol.items import Gateway, IpsecNode
 from controlplane.compile.imports import Import
@@ -49,6 +50,8 @@ class Intent:
     """Public names that belong to the tenant."""
     imports: tuple[Import, ...] = ()
     """What clusters export to each other. The objects that this makes are among the others."""
+    before: "ref[Intent] | None" = field(default=None, repr=False)
+    """One that shares much with this one, while somebody has it: what was worked out of that one need not be worked out again."""
 
     def of(self, kind: str) -> Mapping[Key, Stored[Any]]:
         """Objects of a kind; empty if there are none."""

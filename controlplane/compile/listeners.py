@@ -1,11 +1,11 @@
 """Which load balancers listen at a site, and which of them had to give way."""
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
-from controlplane.compile.claims import LoadBalancer, claimed
+from controlplane.compile.claims import LoadBalancer, advertised, claimed
 from controlplane.compile.intent import CACHE
 from controlplane.compile.load_balancers import Algorithm, algorithm
 from controlplane.compile.members import Topology
@@ -31,6 +31,8 @@ class Placement:
     policies: tuple[Key, ...] | None
     """In the order of evaluation; None: no policy was asked for."""
     algorithm: Algorithm
+    publishes: bool
+    """Whether Services of clusters are to stand for it, or may: those of imports do for any that speaks TCP."""
 
 
 @dataclass
@@ -56,6 +58,11 @@ class SiteListeners:
     items: tuple[CompiledItem, ...]
     conflicts: tuple[Condition, ...]
 
+    @cached_property
+    def holders(self) -> frozenset[Placement]:
+        """The accepted ones."""
+        return frozenset(self.accepted)
+
 
 @lru_cache(CACHE)
 def placement(stored: Stored[LoadBalancer], topology: Topology) -> Placement:
@@ -72,6 +79,7 @@ def placement(stored: Stored[LoadBalancer], topology: Topology) -> Placement:
         pools=_pools(spec),
         policies=tuple(ref.key for ref in spec.active_service_policies.policies) if spec.active_service_policies else None,
         algorithm=algorithm(spec),
+        publishes=isinstance(spec, TcpLoadBalancer) or any(where.publish for where in advertised(spec)),
     )
 
 

@@ -1,14 +1,14 @@
 """What all sites of a tenant share: which load balancer is where, who uses which pool, and the items that do not depend on the site.
 
-Worked out once per intent. What depends on one object only is remembered per object, so that after a change the rest is looked up.
+Worked out once per intent, from the plan of the intent before it: what both share is taken over, so that a change costs what it touches.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
@@ -20,12 +20,17 @@ from controlplane.compile.members import Topology, topology
 from controlplane.compile.policies import CompiledPolicy, compile_policy
 from controlplane.compile.pools import Locations, locations, pool_item
 from controlplane.compile.publications import Publications, publications
+from controlplane.compile.references import Target
 from controlplane.compile.snapshot import CompiledItem, Condition
 from controlplane.resources.base import Key, Stored
 from controlplane.resources.healthcheck import Healthcheck
 from controlplane.resources.origin_pool import OriginPool
 
 LOAD_BALANCERS = ("http_loadbalancer", "tcp_loadbalancer")
+POOL = "origin_pool"
+
+G = TypeVar("G", bound=Hashable)
+M = TypeVar("M", bound=Hashable)
 
 
 class Use(NamedTuple):
@@ -64,6 +69,10 @@ class PlannedLoadBalancer:
     use: Use
     """What it does with each of its pools."""
 
+    @property
+    def rank(self) -> tuple[int, str, Key]:
+        return self.placement.rank
+
 
 @dataclass(frozen=True, eq=False)
 class PlannedPool:
@@ -76,35 +85,40 @@ class PlannedPool:
     uses: tuple[Use, ...]
     """Sorted."""
 
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """Ids of those that may serve its origins to others, or to their own TCP load balancers."""
+        if not self.locations.anywhere:
+            return self.locations.all
+        return self.locations.all.union(*(use.sites for use in self.uses if use.protocol == "tcp"))
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     intent: Intent
     topology: Topology
+    policies: Mapping[str, CompiledPolicy]
+    """By key; all that are not disabled."""
+    placements: Mapping[Target, Placement]
+    """Of all load balancers that are not disabled, oldest first."""
+    barred: Mapping[Placement, Condition]
+    """Why some may not be on regional edges, oldest first."""
     wanted: Mapping[str, tuple[Placement, ...]]
     """By site, oldest first: the load balancers that are advertised there."""
     listeners: Mapping[str, SiteListeners]
     """By site."""
     load_balancers: Mapping[Placement, PlannedLoadBalancer]
-    policies: Mapping[str, CompiledPolicy]
-    """By key; all that are not disabled."""
+    """Oldest first."""
     users: Mapping[Key, tuple[PlannedLoadBalancer, ...]]
     """By pool; also of pools that are not there."""
     pools: Mapping[Key, PlannedPool]
-    refused: tuple[Condition, ...]
-    """What regional edges do not do."""
+    served: Mapping[str, tuple[PlannedPool, ...]]
+    """By site, the pools that have it among their `sites`."""
 
     @cached_property
-    def served(self) -> Mapping[str, tuple[PlannedPool, ...]]:
-        """By site, the pools whose origins it may serve to others, or to its own TCP load balancers."""
-        found: dict[str, list[PlannedPool]] = defaultdict(list)
-        for pool in self.pools.values():
-            here = set(pool.locations.all)
-            if pool.locations.anywhere:
-                here.update(site for use in pool.uses if use.protocol == "tcp" for site in use.sites)
-            for site_id in here:
-                found[site_id].append(pool)
-        return {site_id: tuple(pools) for site_id, pools in found.items()}
+    def refused(self) -> tuple[Condition, ...]:
+        """What regional edges do not do."""
+        return (*self.barred.values(), *_undialled(self.load_balancers, self.pools))
 
     @cached_property
     def overruled(self) -> tuple[Condition, ...]:
@@ -115,7 +129,7 @@ class Plan:
     @cached_property
     def publications(self) -> Mapping[str, Publications]:
         """By site, where there are any."""
-        listening = ((each.placement, each.sites) for each in self.load_balancers.values())
+        listening = ((each.placement, each.sites) for each in self.load_balancers.values() if each.placement.publishes)
         return publications(listening, self.intent.imports, self.topology)
 
     def accepted(self, site_id: str) -> tuple[Placement, ...]:
@@ -147,18 +161,93 @@ def _overruled(pool: Key, first: PlannedLoadBalancer, user: PlannedLoadBalancer)
 
 @lru_cache(64)
 def plan(intent: Intent) -> Plan:
+    """The same whichever intent was before."""
     where = topology(intent)
-    placements = _placements(intent, where)
-    barred = {each: found for each in placements if (found := public_names.barred(each, where, intent.names))}
-    wanted = _by_site(placements, barred, where)
-    listeners = {site_id: settle(site_id, where.sites[site_id].metadata.name, at_site) for site_id, at_site in wanted.items()}
-    policies = {str(stored.key): compile_policy(stored, where) for stored in intent.enabled("service_policy")}
-    load_balancers = _load_balancers(placements, listeners, policies, intent, where)
-    users = _users(load_balancers.values())
-    pools = _pools(users, where, intent)
-    return Plan(
-        intent, where, wanted, listeners, load_balancers, policies, users, pools, (*barred.values(), *_undialled(load_balancers, pools))
+    before = intent.before and intent.before()
+    known = plan(before) if before else None
+    if known is None or known.topology is not where or not _comparable(known.intent, intent):
+        known = _nothing(intent, where)
+    return _changed(known, intent)
+
+
+def _comparable(before: Intent, intent: Intent) -> bool:
+    """Whether nothing is different on which a load balancer or pool may depend that did not change itself."""
+    return before.names == intent.names and all(
+        before.objects.get(kind) is intent.objects.get(kind) for kind in ("service_policy", "healthcheck")
     )
+
+
+def _nothing(intent: Intent, where: Topology) -> Plan:
+    """The plan without load balancers and pools."""
+    rest = {kind: of_kind for kind, of_kind in intent.objects.items() if kind not in (*LOAD_BALANCERS, POOL)}
+    policies = {str(stored.key): compile_policy(stored, where) for stored in intent.enabled("service_policy")}
+    return Plan(replace(intent, objects=rest), where, policies, {}, {}, {}, {}, {}, {}, {}, {})
+
+
+def _changed(known: Plan, intent: Intent) -> Plan:
+    """The plan of an intent that differs from a known plan's in nothing but load balancers and pools."""
+    where = known.topology
+    others = {(kind, key) for kind in LOAD_BALANCERS for key in _differing(kind, known.intent, intent)}
+    gone = {known.placements[target] for target in others & known.placements.keys()}
+    new = {placement(stored, where) for target in others if (stored := intent.find(*target))}
+    placements = _placements(known, others, new)
+    barred = _barred(known, placements.values(), new, intent)
+    claimed = ((site_id, each) for each in new for site_id in each.claims if site_id not in where.edges or each not in barred)
+    wanted = _regrouped(known.wanted, ((site_id, each) for each in gone for site_id in each.claims), claimed, attrgetter("rank"))
+    listeners = {site_id: _listeners(site_id, at_site, known) for site_id, at_site in wanted.items()}
+
+    pools = _differing(POOL, known.intent, intent)
+    affected = {
+        *gone,
+        *new,
+        *_displaced(known.listeners, listeners),
+        *(user.placement for key in pools for user in known.users.get(key, ())),
+    }
+    planned = {each: _planned(each, listeners, known.policies, intent, where) for each in affected - gone}
+    load_balancers = {
+        each: found for each in placements.values() if (found := planned[each] if each in planned else known.load_balancers.get(each))
+    }
+    unused = ((key, known.load_balancers[each]) for each in affected & known.load_balancers.keys() for key in each.pools)
+    used = ((key, found) for each, found in planned.items() if found for key in each.pools)
+    users = _regrouped(known.users, unused, used, attrgetter("rank"))
+
+    pools |= {key for each in affected for key in each.pools}
+    made = {key: pool for key in pools if (pool := _planned_pool(key, users.get(key, ()), intent, where))}
+    replaced = {key: known.pools[key] for key in pools & known.pools.keys()}
+    kept = {key: pool for key, pool in known.pools.items() if key not in pools}
+    served = _regrouped(known.served, _serving(replaced), _serving(made), attrgetter("key"))
+    return Plan(intent, where, known.policies, placements, barred, wanted, listeners, load_balancers, users, {**kept, **made}, served)
+
+
+def _differing(kind: str, before: Intent, intent: Intent) -> set[Key]:
+    """Keys of the objects that are not the very same in both."""
+    old, new = before.of(kind), intent.of(kind)
+    if old is new:
+        return set()
+    return {key for key, stored in new.items() if old.get(key) is not stored} | (old.keys() - new.keys())
+
+
+def _regrouped(
+    groups: Mapping[G, tuple[M, ...]], leaving: Iterable[tuple[G, M]], joining: Iterable[tuple[G, M]], order: Callable[[M], Any]
+) -> dict[G, tuple[M, ...]]:
+    """The groups with other members, each sorted; one without members is none."""
+    out: dict[G, set[M]] = defaultdict(set)
+    for group, member in leaving:
+        out[group].add(member)
+    into: dict[G, list[M]] = defaultdict(list)
+    for group, member in joining:
+        into[group].append(member)
+    found = dict(groups)
+    for group in out.keys() | into.keys():
+        left = out.get(group, ())
+        members = [*(member for member in found.pop(group, ()) if member not in left), *into.get(group, ())]
+        if members:
+            found[group] = tuple(sorted(members, key=order))
+    return found
+
+
+def _serving(pools: Mapping[Key, PlannedPool]) -> Iterator[tuple[str, PlannedPool]]:
+    return ((site_id, pool) for pool in pools.values() for site_id in pool.sites)
 
 
 def _undialled(load_balancers: Mapping[Placement, PlannedLoadBalancer], pools: Mapping[Key, PlannedPool]) -> Iterator[Condition]:
@@ -202,44 +291,47 @@ def _export_use(site_id: str, use: Use, pool: PlannedPool) -> items.ExportUse:
     )
 
 
-def _placements(intent: Intent, where: Topology) -> list[Placement]:
-    """Oldest first."""
-    stored = (stored for kind in LOAD_BALANCERS for stored in intent.of(kind).values() if not stored.metadata.disable)
-    return sorted((placement(each, where) for each in stored), key=attrgetter("rank"))
+def _placements(known: Plan, others: Collection[Target], new: Iterable[Placement]) -> dict[Target, Placement]:
+    """Oldest first. `others`: load balancers of which nothing known holds."""
+    added = {(each.stored.kind, each.stored.key): each for each in new}
+    if added.keys() == others and all(
+        target in known.placements and known.placements[target].rank == added[target].rank for target in others
+    ):
+        return {**known.placements, **added}
+    kept = {target: each for target, each in known.placements.items() if target not in others}
+    return dict(sorted({**kept, **added}.items(), key=lambda item: item[1].rank))
 
 
-def _by_site(placements: Iterable[Placement], barred: Collection[Placement], where: Topology) -> Mapping[str, tuple[Placement, ...]]:
-    """`barred`: those that may not be on regional edges."""
-    found: dict[str, list[Placement]] = defaultdict(list)
-    for candidate in placements:
-        for site_id in candidate.claims:
-            if site_id not in where.edges or candidate not in barred:
-                found[site_id].append(candidate)
-    return {site_id: tuple(at_site) for site_id, at_site in found.items()}
+def _barred(known: Plan, placements: Iterable[Placement], new: Iterable[Placement], intent: Intent) -> dict[Placement, Condition]:
+    """`placements` are all, oldest first."""
+    fresh = {each: found for each in new if (found := public_names.barred(each, known.topology, intent.names))}
+    every = {**known.barred, **fresh}
+    return {each: every[each] for each in placements if each in every}
 
 
-def _load_balancers(
-    placements: Iterable[Placement],
-    listeners: Mapping[str, SiteListeners],
-    policies: Mapping[str, CompiledPolicy],
-    intent: Intent,
-    where: Topology,
-) -> Mapping[Placement, PlannedLoadBalancer]:
-    """In the order of `placements`, which is oldest first."""
-    at: dict[Placement, list[str]] = defaultdict(list)
-    for site_id in sorted(listeners):
-        for balancer in listeners[site_id].accepted:
-            at[balancer].append(site_id)
-    pools = {key for key, stored in intent.of("origin_pool").items() if not stored.metadata.disable}
-    found = {}
-    for balancer in placements:
-        if balancer not in at:
-            continue
-        sites = tuple(at[balancer])
-        edges = tuple(site_id for site_id in sites if site_id in where.edges)
-        applied = _applied(balancer.policies, policies, intent)
-        found[balancer] = _load_balancer(balancer, sites, edges, balancer.pools - pools, *applied)
-    return found
+def _listeners(site_id: str, wanted: tuple[Placement, ...], known: Plan) -> SiteListeners:
+    if known.wanted.get(site_id) is wanted:
+        return known.listeners[site_id]
+    return settle(site_id, known.topology.sites[site_id].metadata.name, wanted)
+
+
+def _displaced(before: Mapping[str, SiteListeners], after: Mapping[str, SiteListeners]) -> Iterator[Placement]:
+    """Load balancers that listen at other sites than before."""
+    for site_id in before.keys() | after.keys():
+        if (old := before.get(site_id)) is not (new := after.get(site_id)):
+            yield from (old.holders if old else frozenset()) ^ (new.holders if new else frozenset())
+
+
+def _planned(
+    balancer: Placement, listeners: Mapping[str, SiteListeners], policies: Mapping[str, CompiledPolicy], intent: Intent, where: Topology
+) -> PlannedLoadBalancer | None:
+    """None if it listens nowhere."""
+    sites = tuple([site_id for site_id in balancer.claims if site_id in listeners and balancer in listeners[site_id].holders])
+    if not sites:
+        return None
+    edges = tuple([site_id for site_id in sites if site_id in where.edges])
+    missing = frozenset([key for key in balancer.pools if not intent.find(POOL, key)])
+    return _load_balancer(balancer, sites, edges, missing, *_applied(balancer.policies, policies, intent))
 
 
 @lru_cache(CACHE)
@@ -280,21 +372,14 @@ def _applied(
     return there, tuple(sorted(frozenset[str]().union(*(policies[key].headers for key in there))))
 
 
-def _users(load_balancers: Iterable[PlannedLoadBalancer]) -> Mapping[Key, tuple[PlannedLoadBalancer, ...]]:
-    found: dict[Key, list[PlannedLoadBalancer]] = defaultdict(list)
-    for planned in load_balancers:
-        for key in planned.placement.pools:
-            found[key].append(planned)
-    return {key: tuple(users) for key, users in found.items()}
-
-
 def oldest(users: Iterable[PlannedLoadBalancer]) -> PlannedLoadBalancer:
     return min(users, key=lambda user: user.placement.rank)
 
 
-def _pools(users: Mapping[Key, tuple[PlannedLoadBalancer, ...]], where: Topology, intent: Intent) -> Mapping[Key, PlannedPool]:
-    found = ((key, intent.find("origin_pool", key), by) for key, by in users.items())
-    return {key: _pool(stored, _health_checks(stored, intent), by, where) for key, stored, by in found if stored}
+def _planned_pool(key: Key, users: tuple[PlannedLoadBalancer, ...], intent: Intent, where: Topology) -> PlannedPool | None:
+    """None if nothing uses it, or it is not there."""
+    stored = intent.find(POOL, key) if users else None
+    return _pool(stored, _health_checks(stored, intent), users, where) if stored else None
 
 
 def _health_checks(pool: Stored[OriginPool], intent: Intent) -> tuple[Stored[Healthcheck], ...]:

@@ -7,6 +7,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, Self
 from uuid import UUID
+from weakref import ref
 
 from agent.protocol.items import Gateway, IpsecNode
 from agent.protocol.report import IpsecAbility, MultiClusterServices
@@ -150,7 +151,7 @@ def advance(view: View, changes: Changes) -> View:
     intent = view.intent
     tenant = _trusting(view, changes)
     if changes.written or changes.deleted or (tenant, changes.names) != (intent.tenant, intent.names):
-        intent = Intent(tenant, _objects(intent.objects, changes), intent.edges, changes.names, intent.imports)
+        intent = Intent(tenant, _objects(intent.objects, changes), intent.edges, changes.names, intent.imports, ref(intent))
     fleet = Fleet({**view.fleet.nodes, **{node.id: node for node in changes.nodes}}) if changes.nodes else view.fleet
     intent = with_imports(intent, fleet.exported)
     issuers = view.issuers if changes.anchors is None else _issuers(changes.anchors)

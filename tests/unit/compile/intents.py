@@ -1,10 +1,12 @@
 """Intent for tests: bodies as users write them, and builders of such bodies with good defaults."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
+from weakref import ref
 
 import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
@@ -63,6 +65,12 @@ def intent(*bodies: Body) -> Intent:
     objects = (body for body in bodies if body["kind"] not in {"public_name", "exports"})
     made = intent_of((stored(body, created_revision=number) for number, body in enumerate(objects, start=1)), names)
     return with_imports(made, exported)
+
+
+def written(before: Intent, after: Intent) -> Intent:
+    """`after`, as a write to `before` makes it: they share what is equal."""
+    shared = {kind: before.of(kind) if before.of(kind) == of_kind else of_kind for kind, of_kind in after.objects.items()}
+    return replace(after, objects=shared, before=ref(before))
 
 
 def read_intent(text: str) -> Intent:

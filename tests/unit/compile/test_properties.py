@@ -13,11 +13,12 @@ from agent.protocol.items import TYPES, ItemKind
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.edge import public_items, tenant_of
 from controlplane.compile.intent import Intent
+from controlplane.compile.plan import plan
 from controlplane.compile.public_names import covers
 from controlplane.compile.site import compile_site, conditions
 from controlplane.compile.snapshot import Snapshot, snapshot_of
 from controlplane.resources.base import Stored
-from tests.unit.compile.intents import id_of, intent_of, observations_of
+from tests.unit.compile.intents import id_of, intent_of, observations_of, written
 from tests.unit.compile.tenants import EDGES, SITES, changed_tenants, tenants
 
 SITE_IDS = tuple(id_of(name) for name in SITES)
@@ -127,6 +128,17 @@ def test_a_write_changes_only_sites_that_it_concerns_before_or_after(change: tup
     assert {site_id for site_id in SITE_IDS if old[site_id].manifest != new[site_id].manifest} <= concerned
     public = public_items(before, observations_of(before)), public_items(after, observations_of(after))
     assert {edge for edge in EDGE_IDS if public[0].get(edge) != public[1].get(edge)} <= concerned
+
+
+@settings(parent=quick, max_examples=200)
+@given(changed_tenants())
+def test_what_was_worked_out_of_the_intent_before_makes_no_difference(change: tuple[Intent, Intent, Stored[Any] | None]) -> None:
+    before, after, _ = change
+    plan(before)
+    later = written(before, after)
+    assert compiled(later) == compiled(after)
+    assert conditions(later) == conditions(after)
+    assert public_items(later, observations_of(later)) == public_items(after, observations_of(after))
 
 
 @quick
