@@ -22,6 +22,8 @@ from agent.state import Saved
 
 _SECRET = re.compile(r"secret:[0-9a-f-]{36}:[0-9]+")
 _REASON_LENGTH = 4096
+_PAUSE_S = 0.005
+"""After a change: it comes into force before the next poll is built and signed."""
 _LEAST_POLL_S = 1.0
 """A server that has nothing new and does not wait is asked no more often."""
 _QUIET_S = 60.0
@@ -81,6 +83,8 @@ class Intake:
                 if not self.connected:
                     log.info("control plane is there", revision=self.current.revision)
                 self.connected, delays = True, backoff(0.5, 15.0)
+                if self.current is not before:
+                    await asyncio.sleep(_PAUSE_S)
                 if self.current is before and clock() - began < _LEAST_POLL_S:
                     await asyncio.sleep(_LEAST_POLL_S)
 
