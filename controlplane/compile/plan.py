@@ -203,7 +203,7 @@ def _changed(known: Plan, intent: Intent) -> Plan:
         *_displaced(known.listeners, listeners),
         *(user.placement for key in pools for user in known.users.get(key, ())),
     }
-    planned = {each: _planned(each, listeners, known.policies, intent, where) for each in affected - gone}
+    planned = {each: _planned(each, listeners, known.policies, intent, where) for each in affected - (gone - new)}
     load_balancers = {
         each: found for each in placements.values() if (found := planned[each] if each in planned else known.load_balancers.get(each))
     }

@@ -1,5 +1,6 @@
 """A plan made from the one before it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,6 +70,15 @@ def test_what_a_write_does_not_touch_is_taken_over() -> None:
     older, pool_one = FIRST["older"], FIRST["one"]
     assert later.placements[older.kind, older.key] is known.placements[older.kind, older.key]
     assert later.pools[pool_one.key] is known.pools[pool_one.key]
+
+
+def test_an_object_that_was_written_as_it_was_is_planned_with_what_else_changed() -> None:
+    """Its placement is the very same, and yet its pool may be another one."""
+    before = intent_of(FIRST.values())
+    plan(before)
+    again = {**made(two=None, older=None), "other": replace(FIRST["other"])}
+    after = intent_of(again.values())
+    _assert_same(plan(written(before, after)), plan(after))
 
 
 def _assert_same(ours: Plan, theirs: Plan) -> None:
