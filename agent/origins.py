@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, takewhile
@@ -114,16 +114,22 @@ class SiteOrigins:
         """What is not known yet, or of which a part is not, is as it was before."""
         tables, names = self._tables, self._names.addresses
         found = {id: resolve(origin, tables, names) for id, origin in self._origins(snapshot)}
-        unread = {it.cluster.cluster_id for it in self._clusters.values() if it.cluster.table is None}
         for id, origin in self._origins(snapshot):
-            if not found[id] and id in before and self._is_unknown(origin, unread):
+            if not found[id] and id in before and self._is_unknown(origin):
                 found[id] = before[id]
         return found
 
-    def _is_unknown(self, origin: Origin, unread: Container[str]) -> bool:
-        if origin.type == "k8s_service" and (origin.service or "").partition(":")[2] in unread:
+    def _is_unknown(self, origin: Origin) -> bool:
+        if origin.type == "k8s_service" and self._is_unread(origin.service or ""):
             return True
         return not needed_names(origin, self._tables) <= self._names.addresses.keys()
+
+    def _is_unread(self, service: str) -> bool:
+        """Whether some cluster that may have it was not read yet, or none may be read where it would be."""
+        name, _, cluster_id = service.partition(":")
+        clusters = [it.cluster for it in self._clusters.values() if it.cluster.cluster_id == cluster_id]
+        read = [cluster.has_read(name.partition(".")[2]) for cluster in clusters]
+        return any(cluster.table is None for cluster in clusters) or (bool(read) and not any(read))
 
     def _origins(self, snapshot: AgentSnapshot) -> Iterator[tuple[OriginId, Origin]]:
         """Those that this site dials itself."""

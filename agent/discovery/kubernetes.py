@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -26,6 +27,12 @@ from agent.published import is_published
 
 MAX_REASON = 1_000
 """Characters."""
+RIGHTS_EVERY_S = 15.0
+"""Where neither all namespaces may be read nor which there are, it is looked again whether that is allowed now."""
+
+
+class _MayReadMore(Exception):
+    """There is to be another connection, that reads all."""
 
 
 class WatchedCluster:
@@ -54,7 +61,13 @@ class WatchedCluster:
         self._delivery, self._ingress_controller = delivery, ingress_controller
         self._namespaces = _Namespaces.of(namespace_mapping)
         self._connection: _Connection | None = None
+        self._read: _Connection | None = None
+        """The last one that has read what it may."""
         self._server = ""
+
+    def has_read(self, namespace: str) -> bool:
+        """Whether `table` says all of it; what it does not have in other namespaces is not known to be gone."""
+        return self._read is not None and self._read.has_read(namespace)
 
     def report(self, discovery: str) -> DiscoveryReport:
         table = self.table or ServiceTable()
@@ -74,6 +87,8 @@ class WatchedCluster:
                 async with access.connect() as client:
                     self._connection = _Connection(client, self._namespaces, self._delivery, self._ingress_controller, self._update)
                     await self._connection.follow(access.namespace)
+            except* _MayReadMore:
+                pass
             except* (ReadFailed, Misconfigured) as group:
                 self._set_status(connected=False, reason=self._text(_leaves(group)))
             if self._connection and self._connection.settled:
@@ -85,19 +100,18 @@ class WatchedCluster:
         connection = self._connection
         assert connection is not None
         if not connection.settled and connection.complete():
-            connection.settled = True
-            services = {**self._known_of(connection.closed()), **{key: connection.service(key) for key in connection.services}}
-            self._set_table(services)
+            connection.settled, self._read = True, connection
+            self._set_table({**self._unread(connection), **{key: connection.service(key) for key in connection.services}})
         elif connection.settled and keys:
             assert self.table is not None
             self._set_table(_with(self.table.services, keys, connection))
         reason = self._text(connection.failures()) or ("" if connection.settled else self.reason)
         self._set_status(connected=connection.connected(), reason=reason)
 
-    def _known_of(self, namespaces: Container[str]) -> Mapping[str, DiscoveredService]:
+    def _unread(self, connection: "_Connection") -> Mapping[str, DiscoveredService]:
         """Services known from before in namespaces that may no longer be read: that is no reason to think that they are gone."""
         known = self.table.services if self.table else {}
-        return {key: service for key, service in known.items() if service.namespace in namespaces}
+        return {key: service for key, service in known.items() if not connection.has_read(service.namespace)}
 
     def _set_table(self, services: Mapping[str, DiscoveredService]) -> None:
         table = ServiceTable(self.cluster_id, services)
@@ -145,6 +159,10 @@ class _Scope:
     reflectors: tuple[Reflector[Any], ...]
     tasks: tuple[asyncio.Task[NoReturn], ...]
 
+    @property
+    def listed(self) -> bool:
+        return all(one.listed for one in self.reflectors)
+
 
 @dataclass
 class _Connection:
@@ -180,13 +198,14 @@ class _Connection:
                 self.through = FollowedController(self.client, self.ingress_controller, self.nodes, self._controller_looked)
                 for reflector in self.through.reflectors:
                     self._start(group, reflector, self.cluster)
-            if await self._may_list(Service) and await self._may_list(EndpointSlice):
+            if await self._may_list_all():
                 self._open(group, ALL_NS)
             elif await self._may_list(Namespace):
                 changed = partial(self._namespaces_changed, group)
                 self._start(group, self._reflector(Namespace, self._read_namespace, changed), self.cluster)
             else:
                 self._open_known(group, own_namespace)
+                group.create_task(self._until_more_may_be_read())
             self.opened = True
 
     def service(self, key: str) -> DiscoveredService:
@@ -196,8 +215,9 @@ class _Connection:
         return objects.discovered(declared, slices, self.nodes, self.delivery)
 
     def complete(self) -> bool:
-        """Whether everything has been read that may be read."""
-        return self.opened and all(one.listed or isinstance(one.failure, ReadForbidden) for one in self._reflectors())
+        """Whether everything has been read that may be read, and that is something."""
+        answered = all(one.listed or isinstance(one.failure, ReadForbidden) for one in self._reflectors())
+        return self.opened and answered and (not self.scopes or any(scope.listed for scope in self.scopes.values()))
 
     def connected(self) -> bool:
         """Whether everything is being followed but namespaces that may not be read, if there are others."""
@@ -206,15 +226,29 @@ class _Connection:
             return False
         return all(isinstance(failure, ReadForbidden) for failure in namespaced if failure)
 
-    def closed(self) -> set[str]:
-        """Namespaces of which something was never read."""
-        return {namespace for namespace, scope in self.scopes.items() if not all(one.listed for one in scope.reflectors)}
+    def has_read(self, namespace: str) -> bool:
+        """Whether `services` has all of this namespace that is to be discovered."""
+        scope = self.scopes.get(namespace) or self.scopes.get(ALL_NS)
+        if scope:
+            return scope.listed
+        return not self.namespaces.has(namespace) or any(one.resource is Namespace and one.listed for one in self.cluster)
 
     def failures(self) -> list[ReadFailed]:
         return [one.failure for one in self._reflectors() if one.failure]
 
     def _reflectors(self) -> list[Reflector[Any]]:
         return [*self.cluster, *(one for scope in self.scopes.values() for one in scope.reflectors)]
+
+    async def _until_more_may_be_read(self) -> NoReturn:
+        """Raises `_MayReadMore`."""
+        while True:
+            await asyncio.sleep(RIGHTS_EVERY_S)
+            with suppress(ReadFailed):  # what goes wrong is said by those who read
+                if await self._may_list_all() or await self._may_list(Namespace):
+                    raise _MayReadMore
+
+    async def _may_list_all(self) -> bool:
+        return await self._may_list(Service) and await self._may_list(EndpointSlice)
 
     async def _may_list(self, resource: type[Resource]) -> bool:
         """In all namespaces."""

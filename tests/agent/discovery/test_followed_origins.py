@@ -75,6 +75,24 @@ async def test_new_credentials_do_not_take_endpoints_away(emulator: Emulator, ap
         await origins.close()
 
 
+async def test_endpoints_stay_where_nothing_may_be_read_any_more(emulator: Emulator, api: Client) -> None:
+    """As those that an agent remembers when it starts; the own namespace it may still read."""
+    await api.fault("rules", forbidden=["*@", "*@shop"])
+    origins = SiteOrigins("here", lambda: from_kubeconfig(emulator.kubeconfig.read_bytes()), dict, lambda: None)
+    wanted, gone = snapshot("cart.shop"), snapshot("cart.default")
+    before = {CART: (Endpoint("10.1.0.1", 8080),)}
+
+    async def connected() -> bool:
+        return [report.connected for report in origins.reports] == [True]
+
+    try:
+        await until(connected, "the own namespace")
+        assert origins.endpoints(wanted, before) == before
+        assert origins.endpoints(gone, before) == {CART: ()}
+    finally:
+        await origins.close()
+
+
 async def test_clusters_without_an_id_do_not_mix_and_it_is_said_which_services_are_hidden(emulator: Emulator, api: Client) -> None:
     """The same cluster twice, told apart by how its services are delivered."""
     kubeconfig = emulator.kubeconfig.read_bytes()

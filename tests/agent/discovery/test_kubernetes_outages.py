@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.discovery import reflector
+from agent.discovery import kubernetes, reflector
 from agent.discovery.kubeconfig import from_kubeconfig, in_cluster
 from agent.discovery.kubernetes import WatchedCluster
 from agent.protocol.items import NamespaceMapping
@@ -140,6 +140,23 @@ async def test_where_nothing_is_named_the_namespace_of_the_context_is_read(emula
     async with watching(emulator.kubeconfig) as watcher:
         await watcher.until_connected()
         assert watcher.services == ["own.default"]
+
+
+async def test_rights_that_come_later_are_used(emulator: Emulator, api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "RIGHTS_EVERY_S", 0.1)
+    await api.create(objects.service("own", "default"))
+    await api.fault("rules", forbidden=["*@", "*@default", "*@shop"])
+    async with watching(emulator.kubeconfig) as watcher:
+        await watcher.until(
+            lambda cluster: "Services in default: 403" in cluster.reason and "EndpointSlices in default: 403" in cluster.reason
+        )
+        assert watcher.cluster.table is None, "that nothing may be read does not mean that there is nothing"
+        await api.fault("rules", forbidden=["*@", "*@shop"])
+        await watcher.until_connected()
+        assert watcher.services == ["own.default"]
+        assert [watcher.cluster.has_read(namespace) for namespace in ("default", "shop")] == [True, False]
+        await api.fault("rules", forbidden=["*@nothing"])
+        await watcher.until(lambda _: watcher.services == ["cart.shop", "own.default"])
 
 
 async def test_what_was_known_of_a_namespace_stays_when_it_may_not_be_read_any_more(
