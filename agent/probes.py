@@ -181,7 +181,8 @@ class Probes:
         self._remembered = dict(paths or {})
         self._peers: dict[str, _Peer] = {}
         self._dials = frozenset(dials)
-        transport = httpx2.AsyncHTTPTransport(uds=str(socket), verify=False)
+        unbounded = httpx2.Limits(max_connections=None, max_keepalive_connections=None)  # a path that is silent keeps none waiting
+        transport = httpx2.AsyncHTTPTransport(uds=str(socket), verify=False, limits=unbounded)
         self._http = httpx2.AsyncClient(transport=transport, trust_env=False)
 
     def watch(self, peers: Mapping[str, Watch]) -> None:

@@ -239,6 +239,22 @@ async def test_what_our_own_envoy_cannot_ask_says_nothing_about_a_peer(far: Far,
     await gone.close()
 
 
+async def test_paths_that_are_silent_keep_no_other_waiting(probes: Probes, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.probes._MOST_PATIENCE_S", 60.0)
+    waiting: list[bytes] = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        waiting.append(await reader.readuntil(b"\r\n\r\n"))
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(silent, run_dir / "probe.sock", backlog=200):
+        probes.watch({f"silent-{number}": Watch(Route((DIRECT,))) for number in range(150)})
+        await until(lambda: len(waiting) == 150)
+        assert all(health.state != "DOWN" for health in probes.health(lambda *_: ""))
+        await probes.close()
+
+
 async def test_an_answer_that_never_ends_is_an_error(far: Far, probes: Probes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.probes._DOCUMENT_BYTES", 50)
     probes.watch({"there": replace(WATCH, route=Route((DIRECT,)))})
