@@ -16,6 +16,7 @@ from agent.envoy.inputs import AgentSnapshot, Endpoint, Item, OriginId, body
 from agent.errors import Misconfigured
 from agent.protocol.items import Discovery, ItemKind, Origin, OriginPool
 from agent.protocol.report import DiscoveryReport
+from agent.tasks import lasting
 
 _REMEMBERED = 20_000
 _PATIENCE_S = 5.0
@@ -94,7 +95,7 @@ class SiteOrigins:
 
     def _start(self, key: str, hash: str, cluster: WatchedCluster) -> None:
         self._asked_anew = time.monotonic()
-        self._clusters[key] = _Followed(cluster, asyncio.create_task(cluster.run(), name=f"cluster {key}"), hash)
+        self._clusters[key] = _Followed(cluster, lasting(cluster.run, f"cluster {key}", cluster.failed), hash)
 
     def _follow_names(self, snapshot: AgentSnapshot) -> None:
         tables = self._tables

@@ -17,6 +17,7 @@ from agent.discovery.reflector import ReadForbidden
 from agent.envoy.callers import selected
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, body
 from agent.protocol.items import Discovery, ItemKind, PodSelector, Policy
+from agent.tasks import lasting
 
 _PATIENCE_S = 5.0
 """How long an API may take with its first answer before others stop waiting for it."""
@@ -60,7 +61,7 @@ class SitePods:
         for key, (hash, load) in wanted.items():
             if key not in self._followed:
                 pods = Following(load, Pod, read_pod, self.changed)
-                self._followed[key] = _Followed(pods, asyncio.create_task(pods.run(), name=f"pods {key}"), hash, time.monotonic())
+                self._followed[key] = _Followed(pods, lasting(pods.run, f"pods {key}", pods.failed), hash, time.monotonic())
 
     def _clusters(self, snapshot: AgentSnapshot) -> dict[str, tuple[str, Callable[[], ClusterAccess]]]:
         """By key, with the hash of what they are made of."""

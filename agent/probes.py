@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path as FilePath
 from random import uniform
+from typing import NoReturn
 
 import httpx2
 from pydantic import ValidationError
@@ -15,6 +17,7 @@ from agent.envoy.inputs import PeerView
 from agent.paths import DIRECT, IPSEC, ITSELF, REVERSE, Choice, Dialling, Instant, Path, Watch, choose, settled, unproven
 from agent.protocol.peering import PEER_DOCUMENT_PATH, PEER_HEALTH_PATH, PROBE_PATH_HEADER, PeerDocument
 from agent.protocol.report import EdgeHealth, IpsecTunnel, PeerHealth
+from agent.tasks import lasting
 from agent.tunnels import Tunnels
 
 PROBE_EVERY_S = 1.0
@@ -63,7 +66,7 @@ class _Peer:
     """Paths that an earlier agent used, or not."""
     began: float = field(default_factory=time.monotonic)
     paths: dict[str, Path] = field(default_factory=dict)
-    tasks: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+    tasks: dict[str, "asyncio.Task[NoReturn]"] = field(default_factory=dict)
     documents: dict[str, tuple[PeerDocument, float]] = field(default_factory=dict)
     """By node of the peer, with the steady time."""
     news: int = 0
@@ -202,7 +205,7 @@ class Probes:
         for name in peer.tasks.keys() - peer.paths.keys():
             peer.tasks.pop(name).cancel()
         for name in peer.paths.keys() - peer.tasks.keys():
-            peer.tasks[name] = asyncio.create_task(self._follow(peer, name), name=f"probe {peer.site} {name}")
+            peer.tasks[name] = lasting(partial(self._follow, peer, name), f"probe {peer.site} {name}")
 
     @property
     def views(self) -> Mapping[str, PeerView]:
@@ -247,7 +250,7 @@ class Probes:
         self.watch({})
         await self._http.aclose()
 
-    async def _follow(self, peer: _Peer, name: str) -> None:
+    async def _follow(self, peer: _Peer, name: str) -> NoReturn:
         while True:
             failed_first = await self._probe(peer, name)
             crowd = sum(len(each.tasks) for each in self._peers.values()) * PROBE_EVERY_S / PROBES_PER_S

@@ -9,8 +9,11 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from typing import NoReturn
+
+from agent.tasks import lasting
 
 REFRESH_S = 10.0
 _THREADS = 16
@@ -43,7 +46,7 @@ class FollowedNames:
         for name in self.failures.keys() - wanted.keys():
             del self.failures[name]
         for new in names - self._tasks.keys():
-            self._tasks[new] = asyncio.create_task(self._refresh(*new))
+            self._tasks[new] = lasting(partial(self._refresh, *new), f"name {new[0]}", partial(self._fail, new[0]))
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())

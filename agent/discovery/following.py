@@ -48,6 +48,10 @@ class Following(Generic[V]):
                 delays = pauses()
             await asyncio.sleep(next(delays))
 
+    def failed(self, reason: str) -> None:
+        """`run` broke off."""
+        self._say(AgentError(reason))
+
     def _take(self, differences: Sequence[Difference[V]]) -> None:
         assert self._reflector is not None
         if self._reflector.listed and (differences or self.objects is not self._reflector.objects):

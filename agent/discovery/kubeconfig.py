@@ -88,12 +88,12 @@ class ClusterAccess:
 
 def from_kubeconfig(data: bytes, directory: Path | None = None) -> ClusterAccess:
     """The current context; file names are relative to `directory`, and refused without one. Raises `Misconfigured`."""
+    config = _parsed(data)
     try:
-        config = yaml.safe_load(data)
         context = _named(config, "contexts", "context", config["current-context"])
         cluster = _named(config, "clusters", "cluster", context["cluster"])
         user = _named(config, "users", "user", context["user"]) if context.get("user") else {}
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError) as error:
         raise Misconfigured(f"the kubeconfig cannot be read: {_brief(error)}") from None
     _only_known(cluster, user, files=directory is not None)
     files = _Files(directory)
@@ -109,6 +109,15 @@ def from_kubeconfig(data: bytes, directory: Path | None = None) -> ClusterAccess
         server_name=str(cluster.get("tls-server-name") or ""),
         namespace=str(context.get("namespace") or ""),
     )
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return yaml.safe_load(data)
+    except Exception as error:  # noqa: BLE001 - there are many kinds, and the words of most show the text, secrets and all
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise Misconfigured(f"the kubeconfig cannot be read: {type(error).__name__}{where}") from None
 
 
 def from_connection_info(
@@ -195,6 +204,8 @@ class _Transport(httpx2.AsyncHTTPTransport):
 
 
 def _named(config: Mapping[str, Any], plural: str, singular: str, name: str) -> Mapping[str, Any]:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of its {singular} is no text")
     for entry in config[plural] or ():
         if entry["name"] == name:
             found = entry[singular] or {}

@@ -95,6 +95,10 @@ class WatchedCluster:
                 delays = pauses()
             await asyncio.sleep(next(delays))
 
+    def failed(self, reason: str) -> None:
+        """`run` broke off."""
+        self._set_status(connected=False, reason=reason)
+
     def _update(self, keys: Iterable[str]) -> None:
         """Take over what the connection has read of these services; everything, as soon as it has read everything once."""
         connection = self._connection

@@ -93,6 +93,24 @@ def test_what_is_no_kubeconfig_is_refused(data: bytes) -> None:
         from_kubeconfig(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'users:\n- user:\n    token: "hunter2\n    extra: x\n', "ScannerError in line 5"),
+        (b"users:\n- user:\n    password: pass: hunter2\n", "ScannerError in line 3"),
+        (b"users:\n- user: {token: hunter2}\n  x: @abc", "ScannerError in line 3"),
+        (b"users: !!int hunter2", "ValueError"),
+        (b"users: !!int ''", "IndexError"),
+        (b"current-context: {token: hunter2}\ncontexts: []", "the name of its context is no text"),
+    ],
+)
+def test_what_is_wrong_in_a_kubeconfig_is_said_without_its_secrets(data: bytes, words: str) -> None:
+    with pytest.raises(Misconfigured) as refusal:
+        from_kubeconfig(data)
+    assert words in str(refusal.value)
+    assert "hunter2" not in str(refusal.value)
+
+
 @settings(max_examples=50)
 @given(
     st.recursive(
