@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import uniform
 from typing import Any, NoReturn, Protocol
@@ -46,6 +46,12 @@ _METRICS_PACES = 2
 _MOST_EDGES = 20_000
 _EDGES_PER_REPORT = 5_000
 """Some 3 MB; the server takes 8 MiB."""
+_LARGEST_DISCOVERIES = 6 << 20
+"""Characters of all of them."""
+_UNFIT = frozenset({400, 413})
+"""Statuses that speak of what was sent, and not of who sent it."""
+_UNFIT_AGAIN_S = 300.0
+"""What was refused is sent again when it is different, or so much later: the control plane may be another one by then."""
 
 
 class Listener(Protocol):
@@ -153,7 +159,10 @@ class Heartbeats:
 
 @dataclass
 class Reports:
-    """Sections that changed since they were last sent. What cannot be sent stays to be sent; only the latest is kept."""
+    """Sections that changed since they were last sent. What cannot be sent stays to be sent; only the latest is kept.
+
+    A section that is refused holds back no other.
+    """
 
     control: Listener
     signs: Signs
@@ -182,7 +191,6 @@ class Reports:
             except AgentError as error:
                 if isinstance(error, Refused):
                     log.warning("a report is refused", reason=str(error))
-                    self.metrics.delivered()
                 pause = max(next(delays), (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0)
                 await asyncio.sleep(pause)
             else:
@@ -194,12 +202,39 @@ class Reports:
         sections = self._sections()
         told = {name: _told(name, value) for name, value in sections.items()}
         changed = {name: value for name, value in sections.items() if name not in self._sent or self._sent[name] != told[name]}
+        if "discoveries" in changed:
+            changed["discoveries"] = _fitting(changed["discoveries"])
         metrics = self.metrics.due(_METRICS_PACES * self.signs.pace_s)
-        if not changed and metrics is None:
-            return
-        await self.control.report(Report(boot_id=self.boot_id, metrics=metrics, **changed))
-        self._sent |= {name: told[name] for name in changed}
         if metrics is not None:
+            changed["metrics"] = metrics
+        if not changed:
+            return
+        try:
+            await self._send(changed, told)
+        except Refused as error:
+            if error.status not in _UNFIT:
+                raise
+            await self._send_one_by_one(changed, told)
+
+    async def _send(self, sections: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        await self.control.report(Report(boot_id=self.boot_id, **sections))
+        self._settle(sections, told)
+
+    async def _send_one_by_one(self, sections: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        for name, value in sections.items():
+            try:
+                await self._send({name: value}, told)
+            except Refused as error:
+                if error.status not in _UNFIT:
+                    raise
+                log.warning("a report is refused", section=name, reason=str(error))
+                self._settle((name,), told)
+                asyncio.get_running_loop().call_later(_UNFIT_AGAIN_S, self._sent.pop, name, None)
+
+    def _settle(self, names: Collection[str], told: Mapping[str, Any]) -> None:
+        """They need no more care while they stay the same."""
+        self._sent |= {name: told[name] for name in names if name in told}
+        if "metrics" in names:
             self.metrics.delivered()
 
     def _sections(self) -> Mapping[str, Any]:
@@ -228,6 +263,24 @@ def _told(name: str, value: Sequence[Any]) -> Any:
         return value
     states = tuple((*(getattr(it, field) for field in _KEPT[name]), bool(it.error)) for it in value)
     return states, int(_now() / _PATHS_AGAIN_S) if states else 0
+
+
+def _fitting(reports: tuple[DiscoveryReport, ...]) -> tuple[DiscoveryReport, ...]:
+    """With only the first services of each, if all of them are too much for one report."""
+    fitting, share = reports, 1.0
+    while (size := sum(len(report.model_dump_json(exclude_none=True)) for report in fitting)) > _LARGEST_DISCOVERIES and share > 0.001:
+        share *= 0.9 * _LARGEST_DISCOVERIES / size
+        fitting = tuple(_with_first(report, share) for report in reports)
+    return fitting
+
+
+def _with_first(report: DiscoveryReport, share: float) -> DiscoveryReport:
+    services = report.services or ()
+    if not services:
+        return report
+    first = services[: int(share * len(services))]
+    reason = f"only {len(first)} of {len(services)} services are listed, for all clusters together have too many; {report.reason}"
+    return report.model_copy(update={"services": first, "reason": reason.rstrip("; ")})
 
 
 def _now() -> float:

@@ -12,6 +12,7 @@ from agent.errors import AgentError, Busy, Refused, Unreachable
 from agent.protocol.items import Gateway, ItemKind
 from agent.protocol.report import (
     MOST_REJECTED,
+    DiscoveredService,
     DiscoveryReport,
     EdgeHealth,
     EdgeMetrics,
@@ -45,6 +46,8 @@ class Hearer:
     beats: list[tuple[float, Heartbeat]] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     failure: AgentError | None = None
+    refuses: str = ""
+    """Name of a section."""
     loses_answers: bool = False
     answer: HeartbeatAnswer = field(default_factory=lambda: HeartbeatAnswer(pace_s=3, now=0))
 
@@ -57,6 +60,8 @@ class Hearer:
     async def report(self, body: Report) -> None:
         if self.failure is not None:
             raise self.failure
+        if self.refuses in body.model_fields_set:
+            raise Refused("400: the body is too large", 400)
         self.reports.append(body)
         if self.loses_answers:
             raise Unreachable("the answer got lost")
@@ -209,6 +214,37 @@ async def test_a_refused_report_is_named_in_the_log(caplog: pytest.LogCaptureFix
     logs = [record for record in caplog.records if record.name == "isthmus"]
     assert 1 <= len(logs) < 100
     assert "gateways[0]" in logs[0].__dict__["fields"]["reason"]
+
+
+async def test_a_section_that_is_refused_holds_back_no_other_and_is_told_later(caplog: pytest.LogCaptureFixture) -> None:
+    hearer, metrics = Hearer(refuses="discoveries"), Metrics()
+    metrics.add([EDGE])
+    await asyncio.sleep(30)
+    said = Said(gateways=(Gateway(node_id="n", host="192.0.2.1", port=1),), ipsec=IpsecAbility(able=True))
+    async with running(Reports(hearer, said, "boot", metrics).run()):
+        await asyncio.sleep(60)
+        told = [name for report in hearer.reports for name in sorted(report.model_fields_set - {"boot_id"})]
+        assert sorted(told) == ["edges", "gateways", "ipsec", "metrics", "peers"]
+        assert {record.__dict__["fields"]["section"] for record in caplog.records if record.name == "isthmus"} == {"discoveries"}
+        hearer.refuses = ""
+        await asyncio.sleep(400)
+    assert [report.discoveries for report in hearer.reports[-1:]] == [()]
+
+
+async def test_services_of_many_clusters_are_left_out_where_they_are_too_many_for_a_report() -> None:
+    services = tuple(DiscoveredService(namespace="shop", name=f"s{number:04}", labels={"l" * 300: "v" * 250}) for number in range(5_000))
+    small = DiscoveryReport(discovery="n/small", connected=True, services=services[:10])
+    discoveries = (*(DiscoveryReport(discovery=f"n/{n}", connected=True, reason="slow", services=services) for n in range(3)), small)
+    hearer = Hearer()
+    async with running(reports(hearer, Said(discoveries=discoveries)).run()):
+        await asyncio.sleep(60)
+    (report,) = hearer.reports
+    assert 3 << 20 < len(report.model_dump_json()) < 8 << 20
+    first, *_, last = report.discoveries or ()
+    assert first.services == services[: len(first.services or ())]
+    assert first.reason.startswith(f"only {len(first.services or ())} of 5000 services are listed")
+    assert first.reason.endswith("; slow")
+    assert last.services
 
 
 async def test_counters_are_added_up_until_they_are_due() -> None:
