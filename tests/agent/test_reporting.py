@@ -280,7 +280,7 @@ async def test_a_report_whose_answer_was_lost_is_sent_again_as_it_was() -> None:
     hearer, metrics = Hearer(loses_answers=True), Metrics()
     async with running(Reports(hearer, Said(), "boot", metrics).run()):
         metrics.add([EDGE])
-        await asyncio.sleep(30)
+        await asyncio.sleep(60)
         metrics.add([EDGE])
         hearer.loses_answers = False
         await asyncio.sleep(60)
