@@ -5,13 +5,19 @@ By the standard library alone: the usual libraries for this bring terminal colou
 
 import json
 import logging
+import os
 import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from queue import Full, Queue
+from threading import Thread
+from typing import Any, NoReturn
 
 _NAME = "isthmus"
+_MOST_WAITING = 1_000
+"""Lines."""
+_FLUSH_S = 1.0
 _PLAIN = re.compile(r'[^\s"=\\\x00-\x1f\x7f]+')
 
 
@@ -49,12 +55,29 @@ def configure(level: str) -> None:
 
 
 class _Lossy(logging.Handler):
-    """Standard error may be a file on a full disk or a pipe that nobody reads: no reason to stop serving, or to complain."""
+    """Standard error may be a file on a full disk or a pipe that nobody reads: no reason to stop serving, to wait, or to complain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: Queue[str] = Queue(_MOST_WAITING)
+        Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            sys.stderr.write(self.format(record) + "\n")
-            sys.stderr.flush()
+        with suppress(Full):
+            self._lines.put_nowait(self.format(record))
+
+    def _write(self) -> NoReturn:
+        """Past Python's own buffer, whose lock would hold up the end of the process."""
+        while True:
+            line = self._lines.get()
+            with suppress(OSError):
+                os.write(sys.stderr.fileno(), f"{line}\n".encode(errors="replace"))
+            self._lines.task_done()
+
+    def flush(self) -> None:
+        """Called at the end of the process; waits no longer than a moment."""
+        with self._lines.all_tasks_done:
+            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, _FLUSH_S)
 
 
 class _Lines(logging.Formatter):
