@@ -76,9 +76,13 @@ class _Envoy:
 
     xds: XdsServer
     proxy: Proxy
+    accepted: Resources | None = None
 
     async def apply(self, resources: Resources) -> Outcome:
-        return await self.xds.apply(resources)
+        outcome = await self.xds.apply(resources)
+        if outcome.accepted:
+            self.accepted = resources
+        return outcome
 
     async def warming(self) -> int:
         return await self.proxy.admin.warming()
@@ -120,6 +124,7 @@ class Node:
         self._edges = Probes(run_dir / "probe.sock", lambda: None)
         self._origins = SiteOrigins(node.site_id, self.cluster, lambda: self._intake.current.secrets, self._nudge)
         self._pods = SitePods(self.cluster, lambda: self._intake.current.secrets, self._nudge)
+        envoy = _Envoy(self._xds, self._proxy)
         publisher = Publisher(node.site_id, node.node_id, _addresses(settings).service)
         published_in = self.cluster if settings.publish else None
         self._service_exports = ServiceExports(
@@ -128,7 +133,8 @@ class Node:
         self._publishing = Publishing(
             publisher,
             published_in,
-            lambda: self._reconciler.good if self.serves else None,
+            self._published,
+            lambda: envoy.accepted,
             self._nudge,
             self._service_exports,
         )
@@ -138,7 +144,7 @@ class Node:
             run_dir=str(run_dir),
             trusted_ca_file=ssl.get_default_verify_paths().cafile or certifi.where(),
             wanted=lambda: self._intake.current,
-            proxy=_Envoy(self._xds, self._proxy),
+            proxy=envoy,
             origins=self._origins,
             pods=self._pods,
             peers=self._probes,
@@ -360,6 +366,15 @@ class Node:
         if self._origins.settled:
             return good
         return good.without(export.id for export in good.by_kind[ItemKind.EXPORT] if not self._reconciler.endpoints_of(export.id.key))
+
+    def _published(self) -> AgentSnapshot | None:
+        """What the control plane wants, with the last version of what this agent does not understand; None while nothing is served."""
+        if not self.serves:
+            return None
+        wanted, good = self._intake.current, self._reconciler.good
+        broken = {(it.kind, it.key) for it in wanted.broken}
+        stand_ins = [item for id, item in good.items.items() if (id.kind, id.key) in broken]
+        return wanted.snapshot.with_items(stand_ins) if stand_ins else wanted.snapshot
 
     def _usable(self, pool: str) -> int:
         """Endpoints of a pool that peers may count on: those that are there and that Envoy finds healthy, as soon as it has any."""

@@ -23,6 +23,7 @@ from agent.backoff import backoff
 from agent.cluster import CONFLICT, FORBIDDEN, NOT_FOUND, Cluster, ClusterAway, ObjectRefused
 from agent.discovery.kubeconfig import ClusterAccess
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
+from agent.envoy.resources import Resources
 from agent.errors import Misconfigured
 from agent.leases import Leases, home
 from agent.log import log
@@ -168,12 +169,13 @@ class _Pass:
 
 @dataclass
 class Publishing:
-    """`snapshot` is what is in force, None while nothing is served; `changed` is called when what `refused` says is different."""
+    """`snapshot` is what is wanted, None while nothing is served, and `accepted` what Envoy has; `changed` is called when what `refused` says is different."""
 
     who: Publisher
     cluster: Callable[[], ClusterAccess] | None
     """How to reach the node's own cluster. None: publishing is off."""
     snapshot: Callable[[], AgentSnapshot | None]
+    accepted: Callable[[], Resources | None]
     changed: Callable[[], None]
     exports: ServiceExports
     """Of the node's own cluster."""
@@ -200,8 +202,11 @@ class Publishing:
         snapshot = self.snapshot()
         if snapshot is None:
             return
-        if publications(snapshot) != self._seen or frozenset(snapshot.by_kind[ItemKind.SERVICE_EXPORT]) != self._said:
+        if self._publications(snapshot) != self._seen or frozenset(snapshot.by_kind[ItemKind.SERVICE_EXPORT]) != self._said:
             self._wake.set()
+
+    def _publications(self, snapshot: AgentSnapshot) -> tuple[Publication, ...]:
+        return publications(snapshot, self.accepted(), self.who)
 
     def wake(self) -> None:
         """There may be something else to say of exports."""
@@ -213,7 +218,7 @@ class Publishing:
         while self.cluster is not None:
             self._wake.clear()
             snapshot = self.snapshot()
-            self._seen = publications(snapshot) if snapshot else None
+            self._seen = self._publications(snapshot) if snapshot else None
             self._said = frozenset(snapshot.by_kind[ItemKind.SERVICE_EXPORT]) if snapshot else frozenset()
             try:
                 raced = self._seen is not None and await self._pass(self.cluster(), () if self._obstacle else self._seen)

@@ -18,6 +18,7 @@ from lightkube.resources.discovery_v1 import EndpointSlice
 from msgspec.structs import replace
 
 from agent.envoy.inputs import AgentSnapshot, ItemId, body
+from agent.envoy.resources import LISTENER, ROUTES, Resources
 from agent.multicluster import ServiceImport
 from agent.protocol.items import ItemKind, Publish, PublishedPort
 
@@ -40,6 +41,8 @@ class Publication:
     namespace: str
     name: str
     ports: tuple[PublishedPort, ...]
+    served: tuple[PublishedPort, ...] = ()
+    """Those at which this node's Envoy listens for their load balancers."""
     service_import: str = ""
     """Name of the ServiceImport that it gives its address."""
     clusters: tuple[str, ...] = ()
@@ -88,16 +91,29 @@ def is_published(labels: Mapping[str, str] | None) -> bool:
     return labels is not None and labels.get(MANAGED_BY) == ISTHMUS and SITE in labels
 
 
-def publications(snapshot: AgentSnapshot) -> tuple[Publication, ...]:
-    """Those whose load balancers are in force, with the ports of these."""
-    found = (_publication(item.id, body(item, Publish), snapshot) for item in snapshot.by_kind[ItemKind.PUBLISH])
-    return tuple(publication for publication in found if publication.ports)
+def publications(snapshot: AgentSnapshot, accepted: Resources | None, who: Publisher) -> tuple[Publication, ...]:
+    """Those of a snapshot; `accepted` is what Envoy has."""
+    listening = _listening(accepted, who.address) if accepted else {}
+    return tuple([_publication(item.id, body(item, Publish), listening) for item in snapshot.by_kind[ItemKind.PUBLISH]])
 
 
-def _publication(id: ItemId, publish: Publish, snapshot: AgentSnapshot) -> Publication:
+def _publication(id: ItemId, publish: Publish, listening: Mapping[int, Collection[ItemId]]) -> Publication:
     namespace, _, name = id.key.partition("/")
-    ports = tuple(port for port in publish.ports if snapshot.get(_KINDS[port.protocol], port.load_balancer))
-    return Publication(id, namespace, name, ports, publish.service_import, publish.clusters)
+    served = tuple(
+        port for port in publish.ports if ItemId(_KINDS[port.protocol], port.load_balancer) in listening.get(port.target_port, ())
+    )
+    return Publication(id, namespace, name, publish.ports, served, publish.service_import, publish.clusters)
+
+
+def _listening(accepted: Resources, address: str | None) -> Mapping[int, Collection[ItemId]]:
+    """What is served at each port of the address. An HTTP listener's load balancers are in its routes."""
+    found: dict[int, Collection[ItemId]] = {}
+    for name, listener in accepted.by_type[LISTENER].items():
+        host, _, port = name.rpartition("|")
+        if host == address:
+            routes = accepted.by_type[ROUTES].get(name)
+            found[int(port)] = listener.sources | (routes.sources if routes else frozenset())
+    return found
 
 
 _KINDS = {"http": ItemKind.HTTP_LOADBALANCER, "tcp": ItemKind.TCP_LOADBALANCER}
@@ -183,12 +199,13 @@ def slices(
 
     A slice is there only together with a Service of ours: beside somebody else's it would draw traffic that is not ours.
     """
-    should = {each.place: _slice(each, owned[each.place], who) for each in wanted if each.place in owned}
+    ours = {each.place: each for each in wanted if each.place in owned}
+    should = {place: _slice(each, owned[place], who) for place, each in ours.items() if each.served}
     kept: set[Place] = set()
     for each in found:
         place, node = place_of(each), _labels(each).get(NODE, "")
         if not who.wrote(each):
-            if is_gone and (place not in should or is_gone(node)):
+            if is_gone and (place not in ours or is_gone(node)):
                 yield Change("delete", each, place)
         elif place not in should or not _is_of(each, should[place]):
             yield Change("delete", each, place)
@@ -230,7 +247,7 @@ def _slice(publication: Publication, service: Service, who: Publisher) -> Endpoi
         metadata=ObjectMeta(name=name, namespace=publication.namespace, labels=labels, ownerReferences=[owner]),
         addressType=f"IPv{ipaddress.ip_address(who.address).version}",
         endpoints=[Endpoint(addresses=[who.address], conditions=EndpointConditions(ready=True, serving=True, terminating=False))],
-        ports=[EndpointPort(name=port.name, port=port.target_port, protocol="TCP") for port in publication.ports],
+        ports=[EndpointPort(name=port.name, port=port.target_port, protocol="TCP") for port in publication.served],
     )
 
 

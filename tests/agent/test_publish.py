@@ -13,7 +13,7 @@ from agent import leases, publish
 from agent.discovery.kubeconfig import from_kubeconfig
 from agent.discovery.kubernetes import WatchedCluster
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
-from agent.protocol.items import HttpLoadBalancer, ItemKind, Publish, PublishedPort
+from agent.protocol.items import ItemKind, Publish, PublishedPort
 from agent.publish import Publishing
 from agent.published import Publisher
 from agent.service_exports import ServiceExports
@@ -27,6 +27,7 @@ from lab.kubernetes.server import ApiServer
 from lab.kubernetes.store import Store
 from lab.kubernetes.writing import Writer
 from lab.wait import until
+from tests.agent.wanted import listening
 
 BACKEND = ItemId(ItemKind.PUBLISH, "shop/backend")
 
@@ -36,10 +37,9 @@ def published_port(port: int, target_port: int = 0) -> PublishedPort:
 
 
 def published(key: str = "shop/backend", *ports: int) -> AgentSnapshot:
-    """A load balancer and the Service that leads to it."""
-    balancer = Item(ItemId(ItemKind.HTTP_LOADBALANCER, "shop/lb"), "lb", HttpLoadBalancer(domains=("*",), routes=()))
+    """A Service that leads to a load balancer."""
     service = Publish(ports=tuple(published_port(port) for port in ports or (80,)))
-    return AgentSnapshot.of([balancer, Item(ItemId(ItemKind.PUBLISH, key), str(service), service)])
+    return AgentSnapshot.of([Item(ItemId(ItemKind.PUBLISH, key), str(service), service)])
 
 
 @dataclass
@@ -51,6 +51,8 @@ class Node:
     address: str | None = "10.9.0.1"
     site: str = "s1"
     snapshot: AgentSnapshot | None = field(default_factory=published)
+    serves: bool = True
+    """Whether its Envoy listens for the load balancers."""
     told: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +60,7 @@ class Node:
             Publisher(self.site, self.name, self.address),
             lambda: from_kubeconfig(self.kubeconfig.read_bytes(), self.kubeconfig.parent),
             lambda: self.snapshot,
+            lambda: listening(self.snapshot if self.serves else None, self.address),
             self._tell,
             ServiceExports(None, lambda: None, lambda: None),
         )
@@ -209,6 +212,20 @@ async def test_nodes_of_a_site_share_a_service_and_the_leader_clears_up_behind_t
         await until_names(api, "Lease", "isthmus-n1", "isthmus-s1")
 
 
+async def test_a_leader_that_cannot_serve_takes_nothing_from_others(api: Client, config: Path) -> None:
+    async with Node(config).running() as leader:
+        await until_addresses(api, "10.9.0.1:80")
+        service = await api.get("Service", "backend", "shop")
+        async with Node(config, "n2", "10.9.0.2").running():
+            await until_addresses(api, "10.9.0.1:80", "10.9.0.2:80")
+            leader.serves = False
+            leader.publishing.look()
+            await until_addresses(api, "10.9.0.2:80")
+            await until_next_pass(api)
+            assert await addresses(api) == ["10.9.0.2:80"]
+            assert (await api.get("Service", "backend", "shop"))["metadata"]["uid"] == service["metadata"]["uid"]
+
+
 @pytest.mark.parametrize("gracefully", [True, False])
 async def test_another_node_takes_over_from_a_leader_that_is_gone(api: Client, config: Path, gracefully: bool) -> None:
     async with Node(config, "n2", "10.9.0.2").running() as second:
@@ -289,7 +306,8 @@ def test_addresses_to_which_pods_cannot_be_led_are_said(config: Path, address: s
 
 
 async def test_switched_off_it_says_so() -> None:
-    off = Publishing(Publisher("s1", "n1", "10.9.0.1"), None, published, lambda: None, ServiceExports(None, lambda: None, lambda: None))
+    exports = ServiceExports(None, lambda: None, lambda: None)
+    off = Publishing(Publisher("s1", "n1", "10.9.0.1"), None, published, lambda: None, lambda: None, exports)
     await off.run()
     assert "AGENT_PUBLISH" in off.refused(published())[BACKEND]
 

@@ -13,7 +13,7 @@ from agent import leases, publish
 from agent.discovery.kubeconfig import from_kubeconfig
 from agent.discovery.kubernetes import WatchedCluster
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
-from agent.protocol.items import ItemKind, Publish, PublishedPort, ServiceExport, TcpLoadBalancer
+from agent.protocol.items import ItemKind, Publish, PublishedPort, ServiceExport
 from agent.protocol.report import ExportedPort, MultiClusterServices
 from agent.publish import Publishing
 from agent.published import Publisher
@@ -27,17 +27,17 @@ from lab.kubernetes.server import ApiServer
 from lab.kubernetes.store import Store
 from lab.kubernetes.writing import Writer
 from lab.wait import until
+from tests.agent.wanted import listening
 
 DEFINITIONS = sorted((Path(__file__).parents[2] / "deploy/kubernetes/multicluster").glob("service*.yaml"))
 BACKEND = ItemId(ItemKind.PUBLISH, "shop/backend")
-LB = Item(ItemId(ItemKind.TCP_LOADBALANCER, "system/mesh.shop.backend.80"), "lb", TcpLoadBalancer(pools=()))
-PORT = PublishedPort(name="http", port=80, target_port=20_080, load_balancer=LB.id.key, protocol="tcp")
+PORT = PublishedPort(name="http", port=80, target_port=20_080, load_balancer="system/mesh.shop.backend.80", protocol="tcp")
 
 
 def imported(key: str = "shop/backend", *clusters: str) -> AgentSnapshot:
     """A service that another cluster exports."""
     service = Publish(ports=(PORT,), service_import="backend", clusters=clusters or ("b",))
-    return AgentSnapshot.of([LB, Item(ItemId(ItemKind.PUBLISH, key), str(service), service)])
+    return AgentSnapshot.of([Item(ItemId(ItemKind.PUBLISH, key), str(service), service)])
 
 
 def exported(conflict: str = "") -> AgentSnapshot:
@@ -56,7 +56,14 @@ class Node:
         self.snapshot = AgentSnapshot()
         self.watched = WatchedCluster(load, lambda: None)  # type: ignore[arg-type]  # it loads what is wanted
         self.exports = ServiceExports(load, lambda: self.watched.table, lambda: self.publishing.wake())  # type: ignore[arg-type]  # noqa: PLW0108
-        self.publishing = Publishing(Publisher("s1", "n1", "10.9.0.1"), load, lambda: self.snapshot, lambda: None, self.exports)  # type: ignore[arg-type]
+        self.publishing = Publishing(
+            Publisher("s1", "n1", "10.9.0.1"),
+            load,  # type: ignore[arg-type]
+            lambda: self.snapshot,
+            lambda: listening(self.snapshot, "10.9.0.1"),
+            lambda: None,
+            self.exports,
+        )
 
     def wants(self, snapshot: AgentSnapshot) -> None:
         self.snapshot = snapshot
