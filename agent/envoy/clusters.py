@@ -30,7 +30,7 @@ from agent.envoy.messages import (
     struct,
     unlimited,
 )
-from agent.envoy.pools import CACHE, PoolView
+from agent.envoy.pools import CACHE, PoolView, latest
 from agent.envoy.resources import Resource, resource
 from agent.protocol.items import CircuitBreaker, Origin, OriginPool, OutlierDetection, shard
 
@@ -56,10 +56,9 @@ def http2(**fields: object) -> Fields:
     }
 
 
-@lru_cache(CACHE)
 def local(view: PoolView) -> tuple[Resource, Resource]:
     """Cluster and endpoints of the origins that this site dials itself."""
-    return _local_cluster(view.item, view.scope), _local_endpoints(view)
+    return _local_cluster(view.item, view.scope), _local_endpoints(view.item, view)
 
 
 @lru_cache(CACHE)
@@ -171,10 +170,11 @@ def _upstream_filters(name: str, mutations: Fields) -> list[Fields]:
     return [extension(name, mutation), extension("envoy.filters.http.upstream_codec", UpstreamCodec())]
 
 
-def _local_endpoints(view: PoolView) -> Resource:
+@latest
+def _local_endpoints(item: Item, view: PoolView) -> Resource:
     name = names.pool(view.key)
     endpoints = [{"locality": {"zone": view.scope.site_id}, "lb_endpoints": list(_origin_endpoints(view))}]
-    return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [view.item.id])
+    return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [item.id])
 
 
 def _whole_priorities() -> Fields:
@@ -201,10 +201,9 @@ def _origin_endpoint(pool: OriginPool, origin: Origin, endpoint: Endpoint, site_
     }
 
 
-@lru_cache(CACHE)
 def remote_http(view: PoolView) -> tuple[Resource, Resource]:
     """Cluster and endpoints of the other sites that serve an HTTP pool: HTTP/2 inside one CONNECT stream per worker and site."""
-    return _remote_http_cluster(view.item, view.scope), _remote_http_endpoints(view)
+    return _remote_http_cluster(view.item, view.scope), _remote_http_endpoints(view.item, view)
 
 
 @lru_cache(CACHE)
@@ -229,7 +228,8 @@ def _remote_http_cluster(item: Item, scope: Scope) -> Resource:
     return resource(cluster, [item.id])
 
 
-def _remote_http_endpoints(view: PoolView) -> Resource:
+@latest
+def _remote_http_endpoints(item: Item, view: PoolView) -> Resource:
     name = names.remote(view.key)
     authority = names.export_authority("http", view.key)
     via, remote = dict(view.via), view.remote or ()
@@ -237,7 +237,7 @@ def _remote_http_endpoints(view: PoolView) -> Resource:
     endpoints += [
         {**_site_locality(site, weight, authority, via.get(site)), "priority": min(1, len(remote))} for site, weight in view.spare
     ]
-    return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [view.item.id])
+    return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [item.id])
 
 
 def _site_locality(site: str, weight: int, authority: str, via: str | None) -> Fields:

@@ -1,9 +1,10 @@
 """How a pool's origins are reached from this site: which are dialled here, which through other sites, with what weight."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from types import MappingProxyType
+from typing import Concatenate, ParamSpec, TypeVar
 
 from agent.envoy import names
 from agent.envoy.inputs import Endpoint, Item, LocalState, OriginId, Scope, body
@@ -13,6 +14,21 @@ CACHE = 20_000
 """Entries of each memo: several versions of everything in a large tenant."""
 SHARE = 1_000
 """Steps in which a pool's traffic is divided between this site and others."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def latest(make: Callable[Concatenate[Item, P], R]) -> Callable[Concatenate[Item, P], R]:
+    """A memo of what was made last for each item: where endpoints are in it, which are many and other ones all the time."""
+    held: Callable[[Item], list[tuple[object, R]]] = lru_cache(CACHE)(lambda _: [])
+
+    def remembering(item: Item, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        last, given = held(item), (args, kwargs)
+        if not last or last[0][0] != given:
+            last[:] = [(given, make(item, *args, **kwargs))]
+        return last[0][1]
+
+    return remembering
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +139,7 @@ def view(
     return _view(item, scope, endpoints, tuple([found for found in usable if found[0] not in spared]), spare, around)
 
 
-_view = lru_cache(CACHE)(PoolView)
+_view = latest(PoolView)
 
 
 def _usable(pool: str, sites: Iterable[str], local: LocalState) -> Iterable[tuple[str, int]]:
@@ -134,8 +150,12 @@ def _usable(pool: str, sites: Iterable[str], local: LocalState) -> Iterable[tupl
             yield site, healthy
 
 
-@lru_cache(CACHE)
 def reach(view: PoolView) -> Reach:
+    return _reach_of(view.item, view)
+
+
+@latest
+def _reach_of(_: Item, view: PoolView) -> Reach:
     local = None if view.local is None else bucket(sum(map(len, view.local)))
     remote = sum(healthy for _, healthy in view.remote or ()) if view.crosses else None
     selection = view.pool.selection

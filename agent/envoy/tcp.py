@@ -30,7 +30,7 @@ from agent.envoy.ingress import Bind, listener_message
 from agent.envoy.inputs import Item, ItemId, Scope, body
 from agent.envoy.messages import ADS, TYPE_PREFIX, Fields, extension, header, literal, milliseconds, number, packed, state
 from agent.envoy.policy import Requests, first_match, verdicts
-from agent.envoy.pools import CACHE, PoolView
+from agent.envoy.pools import CACHE, PoolView, latest
 from agent.envoy.predicates import source_ip
 from agent.envoy.resources import Resource, resource
 from agent.envoy.routes import ranked
@@ -66,7 +66,7 @@ class Branch(NamedTuple):
         return any(lane.clusters for lane in self.lanes)
 
 
-@lru_cache(CACHE)
+@latest
 def branches(item: Item, pools: tuple[PoolView, ...], site_id: str, healthy: tuple[int, ...]) -> tuple[Branch, ...]:
     """Pools of the best priority that can serve, or of the best one if none can. `healthy`: usable origins of each pool at this site."""
     lb = body(item, TcpLoadBalancer)

@@ -1,12 +1,13 @@
 """Where requests to a pool begin, and what changes when endpoints come and go."""
 
+import gc
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agent.envoy.inputs import Endpoint, Item, LocalState, OriginId, PeerView, body, scope_of
-from agent.envoy.pools import reach, view
+from agent.envoy.pools import PoolView, reach, view
 from agent.envoy.render import render
 from agent.envoy.resources import ENDPOINTS, ROUTES, Resources
 from agent.protocol.items import ItemKind, LostSites, OriginPool
@@ -66,6 +67,19 @@ def test_a_new_endpoint_changes_nothing_but_the_endpoints_of_its_cluster() -> No
     before = render(SNAPSHOT, with_pods("shop/mixed", 4))
     after = render(SNAPSHOT, with_pods("shop/mixed", 5))
     assert changed(before, after) == {(ENDPOINTS, "pool|shop/mixed")}
+
+
+def test_of_what_a_pool_was_only_the_last_is_remembered() -> None:
+    def remembered() -> int:
+        gc.collect()
+        return len([found for found in gc.get_objects() if type(found) is PoolView])
+
+    first = render(SNAPSHOT, with_pods("shop/mixed", 1))
+    before = remembered()
+    for count in (2, 3, 4, 1):
+        last = render(SNAPSHOT, with_pods("shop/mixed", count))
+    assert last == first
+    assert remembered() == before
 
 
 def test_a_peers_health_changes_no_cluster_and_no_listener() -> None:
