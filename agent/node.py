@@ -18,7 +18,7 @@ from agent.control import ControlPlane
 from agent.discovery.kubeconfig import ClusterAccess
 from agent.election import Election
 from agent.enrol import Identity
-from agent.envoy.bootstrap import bootstrap
+from agent.envoy.bootstrap import MAX_HEAP_BYTES, bootstrap
 from agent.envoy.inputs import Addresses, AgentSnapshot, NodeIdentity, body
 from agent.envoy.resources import Resources
 from agent.errors import Misconfigured, Retired
@@ -43,7 +43,7 @@ from agent.reconcile import Reconciler, Verdict
 from agent.reporting import Heartbeats, Metrics, Reports
 from agent.scrape import Scrape
 from agent.service_exports import ServiceExports
-from agent.settings import NOWHERE, Settings, host_and_port
+from agent.settings import NOWHERE, Settings, host_and_port, usable_heap_bytes
 from agent.state import Keeper, StateDirectory, private_key_pem
 from agent.status import StatusFile
 from agent.xds import Outcome, XdsServer
@@ -111,7 +111,7 @@ class Node:
             binary=find_envoy(settings.envoy),
             run_dir=run_dir,
             log_path=settings.state_dir.absolute() / "envoy.log",
-            bootstrap=bootstrap(node, str(run_dir)),
+            bootstrap=bootstrap(node, str(run_dir), max_heap_bytes=usable_heap_bytes(MAX_HEAP_BYTES)),
             concurrency=settings.concurrency,
             log_level=settings.envoy_log_level,
             drain_s=settings.drain_s,

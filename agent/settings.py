@@ -22,6 +22,9 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _HOST_AND_PORT = re.compile(r"([-a-zA-Z0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
 _MOST_LABELS = 64
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_BESIDE_ENVOY = 256 << 20
+"""Bytes of a container for what runs beside Envoy."""
 _SOCKET_DIRECTORY_BYTES = 90
 """A Unix socket's path has at most 107 bytes."""
 
@@ -60,6 +63,15 @@ def usable_cpus() -> int:
         return max(1, min(allowed, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):
         return allowed
+
+
+def usable_heap_bytes(most: int) -> int:
+    """What Envoy may take: within the limit of its container, it is to refuse requests before the kernel ends it."""
+    try:
+        limit = int(_MEMORY_LIMIT.read_text())
+    except (OSError, ValueError):
+        return most
+    return min(most, max(limit // 2, limit - _BESIDE_ENVOY))
 
 
 Urls = Annotated[tuple[str, ...], BeforeValidator(_listed)]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from agent.__main__ import app
 from agent.errors import Misconfigured
 from agent.run import _make_private
-from agent.settings import Settings, host_and_port, usable_cpus
+from agent.settings import Settings, host_and_port, usable_cpus, usable_heap_bytes
 
 
 def test_everything_has_a_default() -> None:
@@ -27,6 +27,15 @@ def test_the_cpu_limit_of_a_container_is_kept_to(tmp_path: Path, monkeypatch: py
         limit.write_text(text)
         assert usable_cpus() == cpus
     assert Settings().concurrency == 8
+
+
+def test_envoy_keeps_to_the_memory_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("agent.settings._MEMORY_LIMIT", limit)
+    assert usable_heap_bytes(2 << 30) == 2 << 30
+    for text, mib in (("max\n", 2048), (f"{1 << 30}\n", 768), (f"{256 << 20}\n", 128), (f"{8 << 30}\n", 2048)):
+        limit.write_text(text)
+        assert usable_heap_bytes(2 << 30) == mib << 20
 
 
 def test_where_peers_dial_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
