@@ -82,7 +82,9 @@ class Overlay:
         self._generation = 0
         self._silent = 0
         self._beginning: set[asyncio.Task[None]] = set()
-        self._threads = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="vici")
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="vici")
+        # Apart, so that no look waits for nodes that do not answer.
+        self._beginners = ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="vici-begin")
 
     @property
     def decided(self) -> bool:
@@ -224,7 +226,7 @@ class Overlay:
         flap = self._flaps[node_id]
         flap.tried = float("inf")
         try:
-            flap.error = await self._in_thread(lambda: _initiated(daemon, node_id))
+            flap.error = await asyncio.get_running_loop().run_in_executor(self._beginners, _initiated, daemon, node_id)
         finally:
             flap.tried = time.monotonic()
 

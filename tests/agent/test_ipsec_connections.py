@@ -1,6 +1,9 @@
 """What strongSwan is told, and what its answers mean."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any, get_args
 
 import pytest
@@ -8,8 +11,10 @@ import pytest
 from agent.charon import Charon, Esp
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, NodeIdentity
 from agent.ipsec import associations, connections, trust
+from agent.overlay import Overlay
 from agent.protocol.items import IpsecNode, ItemKind, Peer
 from agent.protocol.overlay import OVERLAY, overlay_address
+from tests.agent.real_envoy import until
 from tests.agent.wanted import SITE
 
 PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
@@ -90,3 +95,38 @@ def test_who_encrypts_makes_a_difference_to_the_daemons_plugins_alone() -> None:
     (differing,) = ((one, other) for one, other in zip(kernel, userspace, strict=True) if one != other)
     assert differing[0].startswith("load = ")
     assert differing[1] == differing[0].replace("kernel-netlink", "kernel-libipsec kernel-netlink")
+
+
+class Strongswan:
+    """A session with one that takes everything and has no tunnels."""
+
+    def get_conns(self) -> dict[str, Any]:
+        return {"conns": []}
+
+    def list_sas(self) -> list[Any]:
+        return []
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+async def test_nodes_that_do_not_answer_keep_no_look_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends, begun, answered = [IpsecNode(node_id=f"n6{number:02}", host="10.0.0.6") for number in range(20)], list[str](), Event()
+
+    def silent(_: Charon, node_id: str) -> str:
+        begun.append(node_id)
+        answered.wait(60)
+        return ""
+
+    monkeypatch.setattr("agent.overlay._initiated", silent)
+    monkeypatch.setattr(Charon, "session", lambda *_: nullcontext(Strongswan()))
+    daemon = Charon(Path("charon"), tmp_path, tmp_path / "log", "userspace", "fd00::1")
+    overlay = Overlay("", None, "userspace", lambda: True, tmp_path, tmp_path / "log", lambda: OWN, lambda: snapshot(*ends), lambda: None)
+    try:
+        await overlay._look(daemon)
+        await until(lambda: len(begun) == 8)
+        await overlay._look(daemon)
+        assert len(begun) == 8, "the second look is over while the first nodes are still silent"
+    finally:
+        answered.set()
+    await until(lambda: sorted(begun) == [end.node_id for end in ends])
