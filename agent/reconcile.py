@@ -189,7 +189,10 @@ class Reconciler:
         return item.id.kind not in _RETRIED or time.monotonic() - known[1] < _RETRY_S
 
     async def _attempt(self, snapshot: AgentSnapshot) -> Trial:
-        resources = await self._rendered(snapshot)
+        try:
+            resources = await self._rendered(snapshot)
+        except Exception as error:  # noqa: BLE001 - whatever one item does to it, the others go on
+            return _unrendered(snapshot, error)
         trial, faults = Trial(), dict[str, None]()
         while True:
             outcome = await self.proxy.apply(resources)
@@ -312,6 +315,14 @@ class Reconciler:
                 if set(view.paths.values()) - {True} or {IPSEC, REVERSE} & view.paths.keys()  # untried, were they not named
             },
         )
+
+
+def _unrendered(snapshot: AgentSnapshot, error: Exception) -> Trial:
+    """Any item may be behind it. Without one it is raised again: Envoy keeps what it has, and nothing is said of it."""
+    suspects = frozenset(id for id in snapshot.items if id.kind is not ItemKind.SITE)
+    if not suspects:
+        raise error
+    return Trial(f"this agent cannot make Envoy's config of it: {type(error).__name__}: {error}", suspects)
 
 
 def _reasons(outcome: Outcome) -> str:

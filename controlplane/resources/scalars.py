@@ -106,7 +106,7 @@ def _ipv4(text: str) -> str:
 
 
 def _cidr(text: str) -> str:
-    if "/" not in text:
+    if not re.fullmatch(r"[^/%]+/[0-9]{1,3}", text):
         raise ValueError("should be a prefix, such as 10.0.0.0/8")
     ipaddress.ip_network(text, strict=False)
     return text

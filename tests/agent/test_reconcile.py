@@ -13,7 +13,7 @@ from agent.envoy.resources import CLUSTER, Resources
 from agent.intake import Intake, Wanted, restored
 from agent.paths import DIRECT, IPSEC, REVERSE, Route, Watch
 from agent.pods import SitePods
-from agent.protocol.items import Export, ExportUse, ItemKind
+from agent.protocol.items import Export, ExportUse, ItemKind, Policy, PolicyRule
 from agent.protocol.manifest import Manifest
 from agent.reconcile import Reconciler
 from agent.state import Saved
@@ -110,10 +110,10 @@ class Node:
     def _changed(self) -> None:
         self.changes += 1
 
-    def export(self, key: str, address: str = "10.0.0.1") -> None:
+    def export(self, key: str, address: str = "10.0.0.1", policies: tuple[str, ...] | None = None) -> None:
         """A pool of this site that peers use, so that it has a cluster."""
         self.control.put(POOL, key, pool(address=address))
-        use = ExportUse(load_balancer="n/lb", protocol="http", peers=("there",))
+        use = ExportUse(load_balancer="n/lb", protocol="http", peers=("there",), policies=policies)
         self.control.put(ItemKind.EXPORT, key, Export(pool=key, uses=(use,)))
 
     async def pull(self) -> None:
@@ -225,6 +225,29 @@ async def test_one_poisoned_item_of_many_holds_back_no_other(node: Node, names: 
     assert verdict.applied_hash == node.control.now.hash
     assert "n/bad" in {rejection.key for rejection in verdict.rejected}
     assert "bad" in verdict.rejected[0].reason
+
+
+async def test_an_item_of_which_no_config_can_be_made_holds_back_no_other(node: Node) -> None:
+    node.control.put(ItemKind.POLICY, "n/masked", Policy(rules=(PolicyRule(name="r", action="DENY", prefixes=("10.0.0.0/255.0.0.0",)),)))
+    node.export("n/other")
+    node.export("n/q", policies=("n/masked",))
+    async with node.running():
+        await node.pull()
+        await asyncio.sleep(5)
+    verdict = node.reconciler.verdict
+    assert node.envoy.clusters == {"pool|n/p", "pool|n/other"}
+    assert verdict.applied_hash == node.control.now.hash
+    assert [(it.kind, it.key) for it in verdict.rejected] == [(ItemKind.EXPORT, "n/q")]
+    assert "255.0.0.0" in verdict.rejected[0].reason
+
+
+async def test_a_site_of_which_no_config_can_be_made_ends_the_pass_and_blames_no_item(node: Node) -> None:
+    node.reconciler.addresses = Addresses("0.0.0.0", gateway_port=-1)
+    await node.pull()
+    with pytest.raises(ValueError, match="-1"):
+        await node.reconciler.converge()
+    assert node.envoy.applied == []
+    assert node.reconciler.to_save().rejected == ()
 
 
 async def test_a_rejected_change_leaves_the_last_good_version(node: Node) -> None:
