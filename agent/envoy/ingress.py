@@ -94,6 +94,7 @@ def _manager(routes: str, max_header_kib: int) -> Fields:
         internal_address_config={},
         forward_client_cert_details="SANITIZE",
         strip_any_host_port=True,
+        strip_trailing_host_dot=True,
         normalize_path=flag(True),
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
@@ -132,10 +133,14 @@ def _where_wanted(name: str, filter: Message) -> Fields:
 
 @lru_cache(CACHE)
 def routes_head(name: str) -> Part:
-    """A RouteConfiguration without virtual hosts, which are appended to it. Origins cannot send the marker to clients."""
+    """A RouteConfiguration without virtual hosts, which are appended to it. Origins cannot send the marker to clients.
+
+    Of a port that is missing after its colon, or no number, Envoy strips nothing: here it does not count.
+    """
     return part(
         RouteConfiguration(
             name=name,
+            ignore_port_in_host_matching=True,
             response_headers_to_remove=[names.MARKER],
             max_direct_response_body_size_bytes=number(_MAX_DIRECT_RESPONSE),
         )

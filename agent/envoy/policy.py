@@ -4,6 +4,7 @@ They are enforced twice. At ingress the source site is this one, and what a rule
 the peer's certificate says, and what ingress saw before it changed the request comes in private headers.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -164,9 +165,10 @@ def _methods(rule: PolicyRule) -> Predicate:
 
 
 def _domains(rule: PolicyRule) -> Predicate:
+    """However the client writes them: in capitals, fully qualified, with a port that Envoy cannot strip."""
     host = header(names.HOST_HEADER)
-    exact = [exactly(host, domain) for domain in rule.domains_exact]
-    return _one_of([*exact, *(like(host, regex) for regex in rule.domains_regex)])
+    domains = [*map(re.escape, rule.domains_exact), *rule.domains_regex]
+    return _one_of([like(host, rf"(?i)(?:{domain})\.*(?::.*)?") for domain in domains])
 
 
 def _header(match: HeaderMatch, requests: Requests) -> Predicate:

@@ -280,6 +280,31 @@ async def test_policies_hold_where_requests_enter_and_again_where_they_are_serve
     await world.a.apply()
 
 
+@pytest.mark.parametrize("place", ["ingress", "destination"])
+async def test_a_policy_knows_a_domain_however_a_client_writes_it(world: World, place: str) -> None:
+    key, zone = f"shop/zone-{place}", f"{place}.test"
+    exactly = PolicyRule(name="admin", action="DENY", domains_exact=(f"admin.{zone}",))
+    like = PolicyRule(name="internal", action="DENY", domains_regex=(f"int|[a-m]{{4}}\\.{place}\\.test",))
+    world.shared(pool(key, world.b.site_id), policy(key, exactly, like, default="ALLOW"))
+    world.listens(http(key, f"*.{zone}", forward(key), policies=(key,)))
+    if place == "destination":
+        world.a.knows(policy(key, default="ALLOW"))
+    world.b.knows(export(key, world.use(key, policies=(key,) if place == "destination" else None)))
+    world.b.endpoints(key, "pods", [world.pods["b1"].endpoint])
+    await world.apply()
+    await world.answers(f"Shop.{zone}.:")
+    for host in (
+        f"admin.{zone}",
+        f"ADMIN.{zone.title()}",
+        f"admin.{zone}.",
+        f"admin.{zone}:",
+        f"Admin.{zone}.:80",
+        f"admin.{zone}:1:2",
+        f"BACK.{zone}.:",
+    ):
+        assert (await world.call(host)).status_code == 403, host
+
+
 async def test_a_policy_can_go_on_to_the_next_one_and_without_a_verdict_all_is_denied(world: World) -> None:
     host = await world.single_pool("chained", world.b, lb={"policies": ("shop/one", "shop/two")})
     one = policy(
