@@ -8,8 +8,9 @@ refer to, so every item is really tried when it is added.
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from agent.envoy.balancers import needs_of
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
-from agent.protocol.items import ItemKind
+from agent.protocol.items import Export, HttpLoadBalancer, ItemKind, TcpLoadBalancer
 
 _ORDER = (
     ItemKind.SITE,
@@ -72,6 +73,22 @@ async def accept(good: AgentSnapshot, target: AgentSnapshot, attempt: Attempt) -
             spoiled = [item for id, item in base.items.items() if id in trial.suspects]
             base = await search.largest(base.without(trial.suspects), _ordered(spoiled))
     return Accepted(base, search.reasons, search.fault)
+
+
+def grounds(item: Item, snapshot: AgentSnapshot) -> tuple[str, ...]:
+    """Hashes of what the item refers to: once they differ, what was refused may be accepted. Empty ones stand for what is not there."""
+    return tuple([snapshot.items[id].hash if id in snapshot.items else "" for id in _referred(item)])
+
+
+def _referred(item: Item) -> tuple[ItemId, ...]:
+    match item.body:
+        case HttpLoadBalancer() | TcpLoadBalancer():
+            pools, policies = needs_of(item)[:2]
+        case Export(pool=pool, uses=uses):
+            pools, policies = (pool,), tuple([policy for use in uses for policy in use.policies or ()])
+        case _:
+            pools, policies = (), ()
+    return (*[ItemId(ItemKind.ORIGIN_POOL, key) for key in pools], *[ItemId(ItemKind.POLICY, key) for key in policies])
 
 
 class _Search:

@@ -152,6 +152,7 @@ class Node:
             passed=self._passed,
             changed=self._verdict_changed,
             start=saved,
+            version=VERSION,
             workers=settings.concurrency,
             refused=lambda snapshot: {**self._publishing.refused(snapshot), **self._pods.refused(snapshot)},
             no_ipsec=lambda: self._overlay.reason,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol, cast
+from typing import NamedTuple, NoReturn, Protocol, cast
 
 from agent.backoff import backoff
 from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId, LocalState, NodeIdentity, OriginId, PeerView
@@ -18,7 +18,7 @@ from agent.envoy.render import render
 from agent.envoy.resources import Problem, Resource, Resources
 from agent.errors import AgentError, ProxyFailed
 from agent.intake import Wanted, readable
-from agent.isolate import Accepted, Trial, accept
+from agent.isolate import Accepted, Trial, accept, grounds
 from agent.log import log
 from agent.paths import IPSEC, REVERSE, Watch, relieved, watches
 from agent.protocol.items import ItemKind
@@ -96,6 +96,14 @@ class Verdict:
     since: float = 0.0
 
 
+class _Known(NamedTuple):
+    """A rejection, since when (steady clock), and on what grounds."""
+
+    rejection: Rejection
+    at: float
+    grounds: tuple[str, ...]
+
+
 class _Interrupted(AgentError):
     """Envoy went away, or said nothing, in the middle of a pass."""
 
@@ -118,6 +126,8 @@ class Reconciler:
     passed: Callable[[], None]
     changed: Callable[[], None]
     start: Saved = field(default_factory=Saved)
+    version: str = ""
+    """Of the agent: another one may make better config, or come with an Envoy that accepts it."""
     workers: int = 1
     """Of Envoy."""
     refused: Callable[[AgentSnapshot], Mapping[ItemId, str]] = lambda _: {}
@@ -130,7 +140,7 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self.good = AgentSnapshot.of(readable(self.start.good, self.start.bodies))
-        self._rejected = {(_id(it), it.hash): (it, time.monotonic()) for it in self.start.rejected}
+        self._rejected = self._still_rejected(self.wanted().snapshot)
         self._remembered = _remembered(self.start.endpoints)
         self._endpoints: Mapping[OriginId, tuple[Endpoint, ...]] = {}
         self._pods: Mapping[str, tuple[str, ...] | None] = dict(self.start.pods)
@@ -177,16 +187,25 @@ class Reconciler:
 
     def _target(self, wanted: Wanted) -> AgentSnapshot:
         """What is wanted; in the place of what was rejected before or cannot be read, the last good version, if there is one."""
-        refused = {id for id, item in wanted.snapshot.items.items() if self._is_rejected(item)}
+        refused = {id for id, item in wanted.snapshot.items.items() if self._is_rejected(item, wanted.snapshot)}
         broken = {_id(it) for it in wanted.broken}
         stand_ins = [self.good.items[id] for id in sorted(refused | broken) if id in self.good.items]
         return wanted.snapshot.without(refused).with_items(stand_ins) if refused or broken else wanted.snapshot
 
-    def _is_rejected(self, item: Item) -> bool:
+    def _still_rejected(self, wanted: AgentSnapshot) -> dict[tuple[ItemId, str], _Known]:
+        """Of what was saved."""
+        found = [(it, wanted.items.get(_id(it))) for it in self.start.rejected if self.start.version == self.version]
+        now = time.monotonic()
+        return {(item.id, item.hash): _Known(it, now, grounds(item, wanted)) for it, item in found if item and item.hash == it.hash}
+
+    def _is_rejected(self, item: Item, wanted: AgentSnapshot) -> bool:
+        known = self._known(item, wanted)
+        return known is not None and (item.id.kind not in _RETRIED or time.monotonic() - known.at < _RETRY_S)
+
+    def _known(self, item: Item, wanted: AgentSnapshot) -> _Known | None:
+        """The item's rejection, while it stands."""
         known = self._rejected.get((item.id, item.hash))
-        if known is None:
-            return False
-        return item.id.kind not in _RETRIED or time.monotonic() - known[1] < _RETRY_S
+        return known if known is not None and known.grounds == grounds(item, wanted) else None
 
     async def _attempt(self, snapshot: AgentSnapshot) -> Trial:
         try:
@@ -240,7 +259,7 @@ class Reconciler:
         now = time.monotonic()
         for item, reason in accepted.reasons.items():
             log.warning("rejected", kind=item.id.kind, key=item.id.key, reason=reason)
-            self._rejected[item.id, item.hash] = (_rejection(item.id, item.hash, reason), now)
+            self._rejected[item.id, item.hash] = _Known(_rejection(item.id, item.hash, reason), now, grounds(item, wanted.snapshot))
         if self._rejected:
             hashes = {(_id(entry), entry.hash) for entry in wanted.manifest.entries}
             self._rejected = {key: known for key, known in self._rejected.items() if key in hashes and not _holds(accepted.snapshot, *key)}
@@ -277,14 +296,14 @@ class Reconciler:
             for id, why in self.refused(wanted.snapshot).items()
             if id in wanted.snapshot.items
         ]
-        every = [*(known for known, _ in self._rejected.values()), *wanted.broken, *problems, *elsewhere]
+        every = [*(known.rejection for known in self._rejected.values()), *wanted.broken, *problems, *elsewhere]
         distinct = {(it.kind, it.key, it.hash): it for it in every}
         return tuple(it for _, it in sorted(distinct.items()))[:_MOST_REJECTIONS]
 
     def _next_retry(self) -> float | None:
         if self.verdict.fault:
             return _RETRY_S
-        retried = [at for (id, _), (_, at) in self._rejected.items() if id.kind in _RETRIED]
+        retried = [known.at for (id, _), known in self._rejected.items() if id.kind in _RETRIED]
         return max(0.0, min(retried) + _RETRY_S - time.monotonic()) if retried else None
 
     def endpoints_of(self, pool: str) -> frozenset[Endpoint]:
@@ -296,11 +315,12 @@ class Reconciler:
         wanted = self.wanted()
         replaced = {it.hash: it.body.canonical().decode() for it in self.good.items.values() if it.hash not in wanted.bodies}
         return Saved(
+            version=self.version,
             revision=wanted.revision,
             wanted=wanted.manifest.entries,
             good=tuple(Entry.model_construct(kind=it.id.kind, key=it.id.key, hash=it.hash) for it in self.good.items.values()),
             bodies={**replaced, **wanted.bodies},
-            rejected=tuple(known for known, _ in self._rejected.values()),
+            rejected=tuple([known.rejection for it in wanted.snapshot.items.values() if (known := self._known(it, wanted.snapshot))]),
             secrets={ref: base64.b64encode(body).decode() for ref, body in wanted.secrets.items()},
             endpoints=tuple(
                 SavedEndpoint(pool=origin.pool, origin=origin.origin, address=it.address, port=it.port, zone=it.zone)

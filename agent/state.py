@@ -51,6 +51,8 @@ class SavedEndpoint(Message):
 class Saved(Message):
     """The last known good config. `bodies` has every hash that `wanted` or `good` names, as far as it was fetched."""
 
+    version: str = ""
+    """Of the agent that saved it."""
     revision: int = 0
     wanted: tuple[Entry, ...] = ()
     """The control plane's manifest."""

@@ -75,18 +75,25 @@ def _https(bind: Bind, items: Sequence[Item], sources: Sources, output: Output, 
 
 
 def _load_balancers_on(items: Iterable[Item], sources: Sources, output: Output) -> Iterable[Item]:
-    """In the listener's order: where domains overlap, the first prevails."""
+    """In the listeners' order. Who does not get all its domains gets nothing here: Envoy would refuse all that listen with it."""
     known = sources.snapshot.by_key[ItemKind.HTTP_LOADBALANCER]
     named: dict[str, Item] = {}
     for item in items:
         for key in _members(item):
             named.setdefault(key, item)
+    owners: dict[str, str] = {}
     for key, item in named.items():
         found = known.get(key)
         if found is None:
             output.problem(item.id, f"HTTP load balancer {key} is not here")
-        else:
-            yield found
+            continue
+        domains = body(found, HttpLoadBalancer).domains
+        lost = next((domain for domain in domains if domain in owners), None)
+        if lost is not None:
+            output.problem(found.id, f"HTTP load balancer {owners[lost]} has {lost} on another network with the same address and port")
+            continue
+        owners.update(dict.fromkeys(domains, key))
+        yield found
 
 
 def _members(item: Item) -> tuple[str, ...]:
@@ -116,7 +123,7 @@ class _Host(NamedTuple):
 
 def _host(item: Item, door: Door, sources: Sources, output: Output, demand: _Demand) -> _Host | None:
     """The load balancer's virtual host; None, with a problem, if there can be none."""
-    needs = _needs(item)
+    needs = needs_of(item)
     pools = sources.pools
     known = [key for key in needs.pools if key in pools]
     if len(known) < len(needs.pools):
@@ -140,7 +147,7 @@ def _host(item: Item, door: Door, sources: Sources, output: Output, demand: _Dem
     return _Host(part.host, tuple([policy.id for policy in policies]), needs.max_header_kib)
 
 
-class _Needs(NamedTuple):
+class Needs(NamedTuple):
     """What a load balancer refers to."""
 
     pools: tuple[str, ...]
@@ -150,14 +157,14 @@ class _Needs(NamedTuple):
 
 
 @lru_cache(CACHE)
-def _needs(item: Item) -> _Needs:
+def needs_of(item: Item) -> Needs:
     if isinstance(item.body, TcpLoadBalancer):
-        return _Needs(tuple(sorted({pool.pool for pool in item.body.pools if pool.weight})), item.body.policies or ())
+        return Needs(tuple(sorted({pool.pool for pool in item.body.pools if pool.weight})), item.body.policies or ())
     lb = body(item, HttpLoadBalancer)
     forwards = [route.forward for route in lb.routes if route.forward is not None]
     pools = {pool.pool for forward in forwards for pool in forward.pools if pool.weight}
     edits = [lb.headers, *(route.headers for route in lb.routes)]
-    return _Needs(tuple(sorted(pools)), lb.policies or (), tuple(sorted(_secrets(edits))), lb.max_request_header_kib)
+    return Needs(tuple(sorted(pools)), lb.policies or (), tuple(sorted(_secrets(edits))), lb.max_request_header_kib)
 
 
 def _secrets(edits: Iterable[HeaderEdits]) -> set[str]:
@@ -171,7 +178,7 @@ def _tcp(bind: Bind, listener: Item, sources: Sources, output: Output, demand: _
     if item is None:
         output.problem(listener.id, f"TCP load balancer {key} is not here")
         return
-    needs = _needs(item)
+    needs = needs_of(item)
     if missing := [pool for pool in needs.pools if pool not in sources.pools]:
         output.problem(item.id, f"origin pool {missing[0]} is not here")
     try:

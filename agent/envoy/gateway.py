@@ -177,18 +177,15 @@ def peers_cluster(scope: Scope) -> Resource:
 
 
 def routes(
-    parts: Sequence[tuple[ItemId, ExportParts]], peers: Sequence[Item], edges: Iterable[str], scope: Scope
+    parts: Sequence[ExportParts], sources: Sequence[ItemId], peers: Sequence[Item], edges: Iterable[str], scope: Scope
 ) -> tuple[Resource, Resource]:
-    """Route configurations of `gateway` and of `exports`. `edges`: ids of regional edges that may use some export."""
-    sources = [source for source, _ in parts]
+    """Route configurations of `gateway` and of `exports`. `sources`: of the parts; `edges`: ids of regional edges that may use some export."""
     asking = [_from_sites(peer_uri(), [peer.id.key for peer in peers], scope), _from_edges(peer_uri(), edges, scope)]
     documents_ = RouteConfiguration(name=names.GATEWAY, virtual_hosts=[documents(rbac([(any_of(asking), "ALLOW")]))])
     exports = RouteConfiguration(name=names.EXPORTS, vhost_header=names.EXPORT_HEADER)
     return (
-        assembled(
-            ROUTES, names.GATEWAY, [part(documents_), *(found.gateway for _, found in parts)], [*sources, *(peer.id for peer in peers)]
-        ),
-        assembled(ROUTES, names.EXPORTS, [part(exports), *(found.exports for _, found in parts)], sources),
+        assembled(ROUTES, names.GATEWAY, [part(documents_), *(found.gateway for found in parts)], [*sources, *(peer.id for peer in peers)]),
+        assembled(ROUTES, names.EXPORTS, [part(exports), *(found.exports for found in parts)], sources),
     )
 
 

@@ -49,20 +49,23 @@ def _node(sources: Sources, site: Item, output: Output) -> None:
 
 
 def _exports(sources: Sources, output: Output) -> None:
-    parts: list[tuple[ItemId, gateway.ExportParts]] = []
+    parts: list[gateway.ExportParts] = []
+    origins: list[ItemId] = []
     for item in sources.snapshot.by_kind[ItemKind.EXPORT]:
         pool = sources.pools.get(item.id.key)
         if pool is None:
             output.problem(item.id, f"origin pool {item.id.key} is not here")
             continue
         try:
-            parts.append((item.id, gateway.export(item, pool.item, sources.policies_of(_export_policies(item)), sources.scope)))
+            policies = sources.policies_of(_export_policies(item))
+            parts.append(gateway.export(item, pool.item, policies, sources.scope))
         except Unrenderable as error:
             output.problem(item.id, error)
             continue
+        origins.extend((item.id, pool.item.id, *[policy.id for policy in policies]))
         put_local(pool, sources, output)
     edges = sorted({edge for item in sources.snapshot.by_kind[ItemKind.EXPORT] for edge in _edges_of(item)})
-    output.put(*gateway.routes(parts, sources.peers, edges, sources.scope))
+    output.put(*gateway.routes(parts, origins, sources.peers, edges, sources.scope))
 
 
 @lru_cache(CACHE)

@@ -9,7 +9,7 @@ import pytest
 
 from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, ItemId, LocalState, NodeIdentity, OriginId, PeerView
 from agent.envoy.render import render
-from agent.envoy.resources import CLUSTER, Resources
+from agent.envoy.resources import CLUSTER, ROUTES, Resources
 from agent.intake import Intake, Wanted, restored
 from agent.paths import DIRECT, IPSEC, REVERSE, Route, Watch
 from agent.pods import SitePods
@@ -27,7 +27,10 @@ NODE = NodeIdentity("n1", "a-1", "here", "a", certificate_pem="certificate", pri
 
 @dataclass
 class FakeEnvoy:
-    """Refuses clusters that `refuses` says; `names` tells whether its message names them, as it does for clusters but not for routes."""
+    """Refuses clusters that `refuses` says; `names` tells whether its message names them, as it does for clusters but not for routes.
+
+    Routes with the word `unheard-of` it refuses all.
+    """
 
     refuses: Callable[[str], bool] = lambda _: False
     names: bool = True
@@ -42,7 +45,10 @@ class FakeEnvoy:
         clusters = resources.by_type[CLUSTER]
         refused = [name for name in clusters if self.refuses(name)]
         message = f"bad cluster {refused}" if self.names else "something is bad"
-        return Outcome(complete=True, nacks=(Nack(CLUSTER, tuple(clusters), message),) if refused else ())
+        nacks = [Nack(CLUSTER, tuple(clusters), message)] if refused else []
+        routes = [name for name, route in resources.by_type[ROUTES].items() if b"unheard-of" in route.value]
+        nacks += [Nack(ROUTES, tuple(routes), "a path is bad")] if routes else []
+        return Outcome(complete=True, nacks=tuple(nacks))
 
     async def warming(self) -> int:
         return self.warming_clusters
@@ -82,7 +88,7 @@ class FakePeers:
 class Node:
     """A reconciler with everything around it."""
 
-    def __init__(self, saved: Saved | None = None) -> None:
+    def __init__(self, saved: Saved | None = None, version: str = "1") -> None:
         self.control = FakeControlPlane()
         self.envoy, self.origins, self.peers = FakeEnvoy(), FakeOrigins(), FakePeers()
         self.changes = 0
@@ -102,6 +108,7 @@ class Node:
             passed=lambda: None,
             changed=self._changed,
             start=start,
+            version=version,
         )
 
     def _nudge(self) -> None:
@@ -115,6 +122,10 @@ class Node:
         self.control.put(POOL, key, pool(address=address))
         use = ExportUse(load_balancer="n/lb", protocol="http", peers=("there",), policies=policies)
         self.control.put(ItemKind.EXPORT, key, Export(pool=key, uses=(use,)))
+
+    def policy(self, path: str) -> None:
+        rule = PolicyRule(name="r", action="DENY", path_prefixes=(path,))
+        self.control.put(ItemKind.POLICY, "n/paths", Policy(rules=(rule,), default="ALLOW"))
 
     async def pull(self) -> None:
         await self.intake.step()
@@ -282,6 +293,50 @@ async def test_a_rejection_is_not_tried_again_until_the_item_changes(node: Node)
         await asyncio.sleep(5)
     assert "pool|n/bad" in node.envoy.clusters
     assert node.reconciler.verdict.rejected == ()
+
+
+async def test_what_was_rejected_for_something_that_it_refers_to_is_tried_again_when_that_changes(node: Node) -> None:
+    node.policy("/unheard-of")
+    node.export("n/q", policies=("n/paths",))
+    async with node.running():
+        await node.pull()
+        await asyncio.sleep(5)
+        assert [(it.kind, it.key) for it in node.reconciler.verdict.rejected] == [(ItemKind.EXPORT, "n/q")]
+        node.policy("/heard-of")
+        await node.pull()
+        saved = node.reconciler.to_save()
+        await asyncio.sleep(5)
+        assert node.reconciler.verdict.rejected == ()
+        assert node.envoy.clusters == {"pool|n/p", "pool|n/q"}
+    assert saved.rejected == (), "it would not be tried again after a restart just then"
+
+
+async def test_a_rejected_change_of_what_an_item_refers_to_leaves_both_as_they_were(node: Node) -> None:
+    node.policy("/heard-of")
+    node.export("n/q", policies=("n/paths",))
+    async with node.running():
+        await node.pull()
+        await asyncio.sleep(1)
+        node.policy("/unheard-of")
+        await node.pull()
+        await asyncio.sleep(5)
+    assert [(it.kind, it.key) for it in node.reconciler.verdict.rejected] == [(ItemKind.POLICY, "n/paths")]
+    assert node.envoy.clusters == {"pool|n/p", "pool|n/q"}
+    assert b"/heard-of" in node.envoy.applied[-1].by_type[ROUTES]["exports"].value
+
+
+@pytest.mark.parametrize(("version", "kept"), [("1", {"pool|n/p"}), ("2", {"pool|n/p", "pool|n/bad"})])
+async def test_another_version_of_the_agent_tries_what_was_rejected_again(node: Node, version: str, kept: set[str]) -> None:
+    node.envoy.refuses = lambda name: name == "pool|n/bad"
+    node.export("n/bad")
+    async with node.running():
+        await node.pull()
+        await asyncio.sleep(5)
+    again = Node(node.reconciler.to_save(), version)
+    async with again.running():
+        await asyncio.sleep(1)
+    assert again.envoy.clusters == kept
+    assert bool(again.reconciler.verdict.rejected) == (version == "1")
 
 
 async def test_a_restart_remembers_what_was_good_and_what_was_rejected(node: Node) -> None:
