@@ -247,6 +247,9 @@ def _places(sources: Sources, output: Output) -> Places:
         if address is None:
             output.problem(item.id, f"this node has no address on the {listener.network} network")
             continue
+        if sources.local.addresses.takes_from_gateway(address, listener.port):
+            output.problem(item.id, f"port {listener.port} of {address} is in use by the node's gateway")
+            continue
         protocol = protocols.setdefault((address, listener.port), listener.protocol)
         bind = Bind(address, listener.port, listener.protocol)
         if protocol != listener.protocol or (protocol == "tcp" and places.get(bind, (item,)) != (item,)):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from ipaddress import ip_address
 from typing import NamedTuple, TypeVar
 
 from agent.protocol.base import Body
@@ -107,6 +108,10 @@ class Addresses:
     inside: str | None = None
     outside: str | None = None
     service: str | None = None
+
+    def takes_from_gateway(self, address: str, port: int) -> bool:
+        """Whether a listener there would get connections that are for the gateway: the kernel prefers the more specific address."""
+        return port == self.gateway_port and (address == self.gateway_host or ip_address(self.gateway_host).is_unspecified)
 
     def on(self, network: Network) -> str | None:
         return {"inside": self.inside, "outside": self.outside, "service": self.service}[network]
