@@ -182,6 +182,7 @@ def _tcp(bind: Bind, listener: Item, sources: Sources, output: Output, demand: _
     if missing := [pool for pool in needs.pools if pool not in sources.pools]:
         output.problem(item.id, f"origin pool {missing[0]} is not here")
     try:
+        _check_names(needs.pools, sources)
         policies = sources.policies_of(needs.policies)
     except Unrenderable as error:
         output.problem(item.id, error)
@@ -196,6 +197,15 @@ def _tcp(bind: Bind, listener: Item, sources: Sources, output: Output, demand: _
     output.put(*(tcp.proxy(item, branch, lane) for branch in branches for lane in branch.lanes))
     demand.dialled.update((pool.key, None) for pool in pools if pool.local is not None or not pool.crosses)
     demand.here.update((pool.key, None) for pool in pools if pool.local is not None and pool.crosses)
+
+
+def _check_names(pools: Iterable[str], sources: Sources) -> None:
+    """Raises `Unrenderable` if the certificates of some pool's origins would be accepted whatever name they have."""
+    for key in pools:
+        if key in sources.pools and not clusters.verifiable(sources.pools[key].item):
+            raise Unrenderable(
+                f"origin pool {key} verifies certificates, but no Host header says whose: give it sni, or origins by DNS name"
+            )
 
 
 def _put_demanded(demand: _Demand, sources: Sources, output: Output) -> None:
@@ -216,7 +226,7 @@ def _put_demanded(demand: _Demand, sources: Sources, output: Output) -> None:
 
 def put_local(pool: PoolView, sources: Sources, output: Output) -> None:
     """The origins that this site dials, and what their TLS needs."""
-    output.put(*clusters.local(pool))
+    output.put(*clusters.local(pool, connected=pool.key in sources.connected))
     _put_client_certificate(pool, sources, output)
 
 

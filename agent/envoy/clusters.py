@@ -56,20 +56,31 @@ def http2(**fields: object) -> Fields:
     }
 
 
-def local(view: PoolView) -> tuple[Resource, Resource]:
-    """Cluster and endpoints of the origins that this site dials itself."""
-    return _local_cluster(view.item, view.scope), _local_endpoints(view.item, view)
+def local(view: PoolView, *, connected: bool) -> tuple[Resource, Resource]:
+    """Cluster and endpoints of the origins that this site dials itself. `connected`: also for connections that are no HTTP."""
+    return _local_cluster(view.item, view.scope, connected), _local_endpoints(view.item, view)
 
 
 @lru_cache(CACHE)
-def _local_cluster(item: Item, scope: Scope) -> Resource:
+def verifiable(item: Item) -> bool:
+    """Whether what its origins' certificates have to be for is known without a Host header."""
+    pool = body(item, OriginPool)
+    return pool.tls is None or pool.tls.verify == "none" or bool(pool.tls.sni) or _by_name(pool)
+
+
+def _by_name(pool: OriginPool) -> bool:
+    return all(origin.type == "dns" for origin in pool.origins)
+
+
+@lru_cache(CACHE)
+def _local_cluster(item: Item, scope: Scope, connected: bool) -> Resource:
     pool = body(item, OriginPool)
     cluster = Cluster(
         name=names.pool(item.id.key),
         **_endpoints_by_ads(),
         **_balancing(pool),
         **_origin_connections(pool),
-        **_origin_socket(pool, scope),
+        **_origin_socket(pool, scope, connected),
         typed_extension_protocol_options={HTTP_OPTIONS: _origin_protocol(pool)},
     )
     return resource(cluster, [item.id])
@@ -120,11 +131,15 @@ def _outliers(outliers: OutlierDetection) -> Fields:
     }
 
 
-def _origin_socket(pool: OriginPool, scope: Scope) -> Fields:
+def _origin_socket(pool: OriginPool, scope: Scope, connected: bool) -> Fields:
     if pool.tls is None:
         return {}
+    expected = [pool.tls.sni] if pool.tls.sni else []
+    if not pool.tls.sni and not pool.tls.sni_from_host and _by_name(pool):
+        expected = sorted({origin.address or "" for origin in pool.origins})
+    by_origin = connected and pool.tls.sni_from_host and _by_name(pool)
     alpn = {"http1": ["http/1.1"], "http2": ["h2"], "auto": ["h2", "http/1.1"]}[pool.http]
-    return {"transport_socket": tls.to_origin(pool.tls, alpn, scope.trusted_ca_file)}
+    return {"transport_socket": tls.to_origin(pool.tls, alpn, scope.trusted_ca_file, expected, by_origin=by_origin)}
 
 
 def _origin_protocol(pool: OriginPool) -> any_pb2.Any:

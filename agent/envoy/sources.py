@@ -1,12 +1,13 @@
 """What the pieces of one config are made from."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from agent.envoy.inputs import AgentSnapshot, Item, LocalState, Scope, body
 from agent.envoy.paths import DIRECT, Path, paths
-from agent.envoy.pools import PoolView, bucket, dials, view
+from agent.envoy.pools import CACHE, PoolView, bucket, dials, view
 from agent.envoy.problems import Unrenderable
-from agent.protocol.items import ItemKind, Peer
+from agent.protocol.items import Export, ItemKind, Peer, TcpLoadBalancer
 
 
 class Sources:
@@ -30,6 +31,9 @@ class Sources:
         if scope.regional:
             pools = tuple([item for item in pools if not dials(item, scope.site_id)])
         self.pools: Mapping[str, PoolView] = {item.id.key: view(item, scope, local, dialable, draining, lost, via) for item in pools}
+        users = (*snapshot.by_kind[ItemKind.TCP_LOADBALANCER], *snapshot.by_kind[ItemKind.EXPORT])
+        self.connected = frozenset([pool for item in users for pool in _connected(item)])
+        """Keys of the pools that get connections which are no HTTP."""
         self.policies = snapshot.by_key[ItemKind.POLICY]
 
     def policies_of(self, keys: tuple[str, ...]) -> tuple[Item, ...]:
@@ -51,6 +55,14 @@ class Sources:
         found = sum(map(len, pool.local or ()))
         itself = self.local.peers.get(self.scope.site_id)
         return bucket(found if itself is None else min(found, itself.exports.get(pool.key, found)))
+
+
+@lru_cache(CACHE)
+def _connected(item: Item) -> tuple[str, ...]:
+    if isinstance(item.body, TcpLoadBalancer):
+        return tuple([pool.pool for pool in item.body.pools])
+    export = body(item, Export)
+    return (export.pool,) if any(use.protocol == "tcp" for use in export.uses) else ()
 
 
 def _around(paths: tuple[Path, ...]) -> str | None:

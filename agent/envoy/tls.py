@@ -105,8 +105,12 @@ def server(tls: ServerTls) -> Fields:
     return extension("envoy.transport_sockets.tls", DownstreamTlsContext(common_tls_context=context))
 
 
-def to_origin(tls: OriginTls, alpn: Iterable[str], trusted_ca_file: str) -> Fields:
-    """Transport socket for origins. `trusted_ca_file` holds the public roots."""
+def to_origin(tls: OriginTls, alpn: Iterable[str], trusted_ca_file: str, expected: Iterable[str], *, by_origin: bool) -> Fields:
+    """Transport socket for origins. `trusted_ca_file` holds the public roots.
+
+    Their certificates must have one of the names `expected`, if there are any. `by_origin`: where no Host header tells SNI, it is the name of
+    the origin, and their certificates must have that.
+    """
     context: Fields = {
         "tls_params": {
             "tls_minimum_protocol_version": tls.min_version,
@@ -119,9 +123,11 @@ def to_origin(tls: OriginTls, alpn: Iterable[str], trusted_ca_file: str) -> Fiel
         context["tls_certificate_sds_secret_configs"] = [_sds(certificate_name(tls.client_certificate))]
     if tls.verify != "none":
         roots = {"filename": trusted_ca_file} if tls.verify == "public" else {"inline_string": tls.trusted_ca_pem}
-        expected = [{"san_type": "DNS", "matcher": {"exact": tls.sni, "ignore_case": True}}] if tls.sni else []
-        context["validation_context"] = {"trusted_ca": roots, "match_typed_subject_alt_names": expected}
-    return extension("envoy.transport_sockets.tls", UpstreamTlsContext(common_tls_context=context, sni=tls.sni or ""))
+        matchers = [{"san_type": "DNS", "matcher": {"exact": name, "ignore_case": True}} for name in expected]
+        context["validation_context"] = {"trusted_ca": roots, "match_typed_subject_alt_names": matchers}
+    verified = by_origin and tls.verify != "none"
+    socket = UpstreamTlsContext(common_tls_context=context, sni=tls.sni or "", auto_host_sni=by_origin, auto_sni_san_validation=verified)
+    return extension("envoy.transport_sockets.tls", socket)
 
 
 def plaintext() -> Fields:

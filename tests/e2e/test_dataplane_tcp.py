@@ -2,13 +2,29 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from agent.envoy.inputs import Endpoint, PeerView, body
-from agent.protocol.items import NAMESPACE_LABEL, Policy, PolicyRule, WeightedPool
-from tests.e2e.dataplane_sites import LiveSite, World, export, free_port, labelled, listener, policy, pool, tcp, tcp_pod, three_sites, until
+from agent.protocol.items import NAMESPACE_LABEL, ItemKind, Origin, OriginPool, OriginTls, Policy, PolicyRule, WeightedPool
+from tests.e2e.certificates import Authority
+from tests.e2e.dataplane_sites import (
+    LiveSite,
+    World,
+    export,
+    free_port,
+    item,
+    labelled,
+    listener,
+    policy,
+    pool,
+    tcp,
+    tcp_pod,
+    three_sites,
+    until,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -238,6 +254,26 @@ async def test_policies_tell_pods_apart_before_a_server_speaks(world: World, pla
     writer.write(b"still here")
     assert await reader.readexactly(10) == b"still here"
     writer.close()
+
+
+@pytest.mark.parametrize("by_host", [True, False])
+async def test_an_origin_with_a_certificate_for_another_name_gets_no_connection(world: World, tmp_path: Path, by_host: bool) -> None:
+    authority = Authority.create()
+    verified = OriginTls(sni_from_host=by_host, verify="custom", trusted_ca_pem=authority.pem)
+    ports = {}
+    for name in ("db.test", "evil.test"):
+        key, ports[name] = f"shop/tls-{name}-{by_host}", free_port(world.a.host)
+        origin = Origin(key="pods", type="dns", address="db.test", port=5432, sites=(world.a.site_id,))
+        world.a.knows(item(ItemKind.ORIGIN_POOL, key, OriginPool(origins=(origin,), tls=verified)))
+        world.a.knows(tcp(key, key), listener(ports[name], key, protocol="tcp"))
+        endpoint = Endpoint(world.a.host, free_port(world.a.host))
+        context = authority.issue(name).server_context(tmp_path)
+        server = await asyncio.start_server(named("t"), endpoint.address, endpoint.port, ssl=context)
+        world.stack.callback(server.close)
+        world.a.endpoints(key, "pods", [endpoint])
+    await world.a.apply()
+    assert await greeted(world, ports["db.test"]) == "t"
+    assert await greeting(world, ports["evil.test"]) == ""
 
 
 async def test_a_site_may_use_an_export_only_through_load_balancers_that_name_it(world: World) -> None:
