@@ -10,14 +10,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from agent.envoy.inputs import AgentSnapshot, PeerView, body
+from agent.envoy.inputs import AgentSnapshot, Item, PeerView, body
+from agent.envoy.paths import DIRECT, IPSEC, REVERSE, ways
 from agent.protocol.items import Edge, Export, ItemKind, OriginPool, Peer, Site
 
-IPSEC = "ipsec"
-"""Direct, inside an IPsec tunnel."""
-DIRECT = "direct"
-REVERSE = "reverse"
-"""Direct, over tunnels that the peer dialled."""
 ITSELF = ""
 """To a regional edge."""
 _BETWEEN_GATEWAYS = frozenset({IPSEC, DIRECT, REVERSE})
@@ -243,15 +239,16 @@ def watches(snapshot: AgentSnapshot, no_ipsec: str = "") -> dict[str, Watch]:
 
     `no_ipsec`: why this node has no IPsec; empty if it has.
     """
-    edges = {item.id.key: body(item, Edge) for item in snapshot.by_kind[ItemKind.EDGE]}
+    if snapshot.site is None:
+        return {}
+    site, edges = body(snapshot.site, Site), snapshot.by_key[ItemKind.EDGE]
     called, callers = _called_sites(snapshot), _callers(snapshot)
-    own = _own_relay(snapshot)
     found = {}
     for item in snapshot.by_kind[ItemKind.PEER]:
         peer = body(item, Peer)
         dialable = peer.direct and bool(peer.gateways)
         if peer.site_id in called:
-            found[peer.site_id] = Watch(_route(peer, edges, own, no_ipsec), peer.direct, draining=peer.draining)
+            found[peer.site_id] = Watch(_route(item, edges, site, no_ipsec), peer.direct, draining=peer.draining)
         elif peer.site_id in callers and dialable:
             found[peer.site_id] = Watch(Route((DIRECT,)), called=False)
     return found
@@ -273,24 +270,18 @@ def _callers(snapshot: AgentSnapshot) -> frozenset[str]:
     return frozenset(site for export in exports for use in export.uses for site in use.peers)
 
 
-def _own_relay(snapshot: AgentSnapshot) -> tuple[str, ...]:
-    """A regional edge reaches sites through the tunnels that they keep to it."""
-    site = None if snapshot.site is None else body(snapshot.site, Site)
-    return (site.site_id,) if site is not None and site.kind == "regional_edge" else ()
-
-
-def _route(peer: Peer, edges: Mapping[str, Edge], own: tuple[str, ...], no_ipsec: str) -> Route:
-    direct = [IPSEC] if peer.ipsec and not no_ipsec else []
-    if peer.direct and peer.gateways:
-        direct.append(DIRECT)
-    reverse = [REVERSE] if peer.direct and peer.ssl else []
-    relayed = [site for site in peer.edges if site in edges] if not own else []
+def _route(item: Item, edges: Mapping[str, Item], site: Site, no_ipsec: str) -> Route:
+    """As Envoy has the paths to the peer."""
+    peer = body(item, Peer)
+    own = site.site_id if site.kind == "regional_edge" else ""
+    found = [way.path for way in ways(item, edges, own=own, anchored=bool(site.edge_anchor_pem), ipsec=not no_ipsec)]
+    relaying = [body(edges[path], Edge) for path in found if path in edges]
     return Route(
-        (*direct, *reverse, *own, *relayed),
-        draining=frozenset(site for site in relayed if edges[site].draining),
-        no_direct="" if direct else _apart(peer, no_ipsec),
+        tuple(found),
+        draining=frozenset(edge.site_id for edge in relaying if edge.draining),
+        no_direct="" if {IPSEC, DIRECT} & {*found} else _apart(peer, no_ipsec),
         no_ipsec=f"no IPsec: {no_ipsec}" if peer.ipsec and no_ipsec else "",
-        names={site: edges[site].name for site in relayed},
+        names={edge.site_id: edge.name for edge in relaying},
     )
 
 

@@ -14,7 +14,8 @@ import httpx2
 from pydantic import ValidationError
 
 from agent.envoy.inputs import PeerView
-from agent.paths import DIRECT, IPSEC, ITSELF, REVERSE, Choice, Dialling, Instant, Path, Watch, choose, settled, unproven
+from agent.envoy.paths import DIRECT, IPSEC, REVERSE
+from agent.paths import ITSELF, Choice, Dialling, Instant, Path, Watch, choose, settled, unproven
 from agent.protocol.peering import PEER_DOCUMENT_PATH, PEER_HEALTH_PATH, PROBE_PATH_HEADER, PeerDocument
 from agent.protocol.report import EdgeHealth, IpsecTunnel, PeerHealth
 from agent.tasks import lasting

@@ -14,13 +14,14 @@ from typing import NamedTuple, NoReturn, Protocol, cast
 
 from agent.backoff import backoff
 from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId, LocalState, NodeIdentity, OriginId, PeerView
+from agent.envoy.paths import IPSEC, REVERSE
 from agent.envoy.render import render
 from agent.envoy.resources import Problem, Resource, Resources
 from agent.errors import AgentError, ProxyFailed
 from agent.intake import Wanted, readable
 from agent.isolate import Accepted, Trial, accept, grounds
 from agent.log import log
-from agent.paths import IPSEC, REVERSE, Watch, relieved, watches
+from agent.paths import Watch, relieved, watches
 from agent.protocol.items import ItemKind
 from agent.protocol.manifest import Entry
 from agent.protocol.overlay import overlay_address

@@ -10,8 +10,10 @@ from agent.envoy.pools import CACHE
 from agent.protocol.items import Edge, Peer
 
 IPSEC = "ipsec"
+"""Direct, inside an IPsec tunnel."""
 DIRECT = "direct"
 REVERSE = "reverse"
+"""Direct, over tunnels that the peer dialled."""
 
 
 class Way(NamedTuple):
@@ -29,13 +31,14 @@ class Path(NamedTuple):
 
 
 def paths(peer: Item, edges: Mapping[str, Item], view: PeerView | None, scope: Scope) -> tuple[Path, ...]:
-    """In order of preference; none if the peer cannot be reached. A regional edge has but one to a peer, which nobody has to judge."""
-    if scope.regional:
-        return (Path(Way(scope.site_id, names.REVERSE), usable=True),)
+    """In order of preference; none if the peer cannot be reached. That of a regional edge nobody has to judge."""
+    own = scope.site_id if scope.regional else ""
+    found = ways(peer, edges, own=own, anchored=bool(scope.edge_anchor_pem), ipsec=bool(scope.overlay))
+    if own:
+        return tuple([Path(way, usable=True) for way in found])
     about = body(peer, Peer)
-    ways = _ways(peer, tuple([edges[edge] for edge in about.edges if edge in edges]), scope)
     judged = {} if view is None else view.paths
-    return tuple([Path(way, judged.get(way.path, _is_tried(way.path, about))) for way in ways])
+    return tuple([Path(way, judged.get(way.path, _is_tried(way.path, about))) for way in found])
 
 
 def _is_tried(path: str, peer: Peer) -> bool:
@@ -43,13 +46,24 @@ def _is_tried(path: str, peer: Peer) -> bool:
     return path != IPSEC and (path != REVERSE or not peer.gateways)
 
 
+def ways(peer: Item, edges: Mapping[str, Item], *, own: str, anchored: bool, ipsec: bool) -> tuple[Way, ...]:
+    """In order of preference. `own`: id of this site if it is a regional edge, which reaches peers by the tunnels that they keep to it.
+
+    `anchored`: whether this site knows whom to believe that they are a regional edge; `ipsec`: whether this node has IPsec.
+    """
+    if own:
+        return (Way(own, names.REVERSE),)
+    relaying = tuple([edges[edge] for edge in body(peer, Peer).edges if edge in edges]) if anchored else ()
+    return _ways(peer, relaying, anchored, ipsec)
+
+
 @lru_cache(CACHE)
-def _ways(peer: Item, edges: tuple[Item, ...], scope: Scope) -> tuple[Way, ...]:
+def _ways(peer: Item, edges: tuple[Item, ...], anchored: bool, ipsec: bool) -> tuple[Way, ...]:
     about = body(peer, Peer)
-    found = [Way(IPSEC, "")] if about.ipsec and scope.overlay else []
+    found = [Way(IPSEC, "")] if about.ipsec and ipsec else []
     if about.direct and about.gateways:
         found.append(Way(DIRECT, ""))
-    if about.direct and about.ssl and scope.edge_anchor_pem:
+    if about.direct and about.ssl and anchored:
         found.append(Way(REVERSE, names.REVERSE))
     return (*found, *_over(edges))
 

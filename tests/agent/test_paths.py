@@ -8,13 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, PeerView
+from agent.envoy.paths import DIRECT, IPSEC, REVERSE
 from agent.paths import (
-    DIRECT,
     GOOD_PROBES,
-    IPSEC,
     ITSELF,
     REST_S,
-    REVERSE,
     Choice,
     Dialling,
     Instant,
@@ -28,7 +26,7 @@ from agent.paths import (
     unproven,
     watches,
 )
-from agent.protocol.base import Body
+from agent.protocol.base import Body, content_hash
 from agent.protocol.items import Edge, Export, ExportUse, Gateway, IpsecNode, ItemKind
 from tests.agent.wanted import SITE, peer, pool
 
@@ -238,7 +236,8 @@ def test_a_peer_is_dialled_from_when_it_cannot_reach_us_until_it_could_for_a_min
 
 
 def snapshot(*items: tuple[ItemKind, str, Body]) -> AgentSnapshot:
-    return AgentSnapshot.of(Item(ItemId(kind, key), key, body) for kind, key, body in items)
+    site = ItemKind.SITE, "here", SITE.model_copy(update={"edge_anchor_pem": "pem"})
+    return AgentSnapshot.of(Item(ItemId(kind, key), content_hash(body.canonical()), body) for kind, key, body in (site, *items))
 
 
 def calling(*sites: str) -> tuple[ItemKind, str, Body]:
@@ -303,6 +302,13 @@ def test_a_draining_edge_comes_last() -> None:
     assert route.order == ("e2", "e1")
 
 
+def test_an_edge_that_cannot_be_dialled_is_no_path() -> None:
+    edges = edge("e1", gateways=()), edge("e2")
+    assert watches(snapshot(calling("there"), a_peer(edges=("e1", "e2")), *edges))["there"].route.paths == (DIRECT, REVERSE, "e2")
+    site = ItemKind.SITE, "here", SITE
+    assert watches(snapshot(site, calling("there"), a_peer(edges=("e2",)), *edges))["there"].route.paths == (DIRECT,)
+
+
 def test_a_peer_that_only_calls_is_asked_whether_it_can() -> None:
     export = Export(pool="n/p", uses=(ExportUse(load_balancer="n/lb", protocol="tcp", peers=("caller", "mute", "far")),))
     peers = (a_peer("caller"), a_peer("mute", gateways=()), a_peer("far", direct=False), a_peer("stranger"))
@@ -312,7 +318,7 @@ def test_a_peer_that_only_calls_is_asked_whether_it_can() -> None:
 
 def test_a_regional_edge_reaches_sites_by_the_tunnels_that_they_keep_to_it() -> None:
     site = SITE.model_copy(update={"site_id": "e1", "kind": "regional_edge"})
-    found = watches(snapshot((ItemKind.SITE, "e1", site), calling("there"), a_peer(direct=False, edges=("e1",))))
+    found = watches(snapshot((ItemKind.SITE, "here", site), calling("there"), a_peer(direct=False, edges=("e1",))))
     assert found["there"].route.paths == ("e1",)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.paths import DIRECT, ITSELF, REVERSE, Route, Watch
+from agent.envoy.paths import DIRECT, REVERSE
+from agent.paths import ITSELF, Route, Watch
 from agent.probes import Probes
 from agent.protocol.peering import PEER_DOCUMENT_PATH, PROBE_PATH_HEADER, ExportState, PeerDocument
 from agent.tunnels import Tunnels

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, ItemId, LocalState, NodeIdentity, OriginId, PeerView
+from agent.envoy.paths import DIRECT, IPSEC, REVERSE
 from agent.envoy.render import render
 from agent.envoy.resources import CLUSTER, ROUTES, Resources
 from agent.intake import Intake, Wanted, restored
-from agent.paths import DIRECT, IPSEC, REVERSE, Route, Watch
+from agent.paths import Route, Watch
 from agent.pods import SitePods
 from agent.protocol.items import Export, ExportUse, ItemKind, Policy, PolicyRule
 from agent.protocol.manifest import Manifest
@@ -393,7 +394,7 @@ async def test_peers_that_have_origins_of_pools_are_probed(node: Node) -> None:
     async with node.running():
         await node.pull()
         await asyncio.sleep(1)
-    assert node.peers.watched == {"there": Watch(Route((DIRECT, REVERSE)))}
+    assert node.peers.watched == {"there": Watch(Route((DIRECT,)))}
 
 
 async def test_the_peers_that_a_node_dials_are_rendered_and_saved(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
