@@ -104,18 +104,12 @@ class WatchedCluster:
         connection = self._connection
         assert connection is not None
         if not connection.settled and connection.complete():
-            connection.settled, self._read = True, connection
-            self._set_table({**self._unread(connection), **{key: connection.service(key) for key in connection.services}})
-        elif connection.settled and keys:
-            assert self.table is not None
-            self._set_table(_with(self.table.services, keys, connection))
+            connection.settled, self._read, keys = True, connection, connection.services
+        if connection.settled:
+            known = self.table.services if self.table else {}
+            self._set_table(_with(known, {*keys, *_gone(known, connection)}, connection))
         reason = self._text(connection.failures()) or ("" if connection.settled else self.reason)
         self._set_status(connected=connection.connected(), reason=reason)
-
-    def _unread(self, connection: "_Connection") -> Mapping[str, DiscoveredService]:
-        """Services known from before in namespaces that may no longer be read: that is no reason to think that they are gone."""
-        known = self.table.services if self.table else {}
-        return {key: service for key, service in known.items() if not connection.has_read(service.namespace)}
 
     def _set_table(self, services: Mapping[str, DiscoveredService]) -> None:
         table = ServiceTable(self.cluster_id, services)
@@ -350,6 +344,11 @@ class _Connection:
 
     def _controller_looked(self, *, changed: bool) -> None:
         self.update(tuple(self.services) if changed else ())
+
+
+def _gone(services: Mapping[str, DiscoveredService], connection: _Connection) -> set[str]:
+    """Not those in namespaces that may no longer be read: that is no reason to think that they are gone."""
+    return {key for key, service in services.items() if key not in connection.services and connection.has_read(service.namespace)}
 
 
 def _with(services: Mapping[str, DiscoveredService], keys: Iterable[str], connection: _Connection) -> Mapping[str, DiscoveredService]:

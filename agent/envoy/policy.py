@@ -165,10 +165,10 @@ def _methods(rule: PolicyRule) -> Predicate:
 
 
 def _domains(rule: PolicyRule) -> Predicate:
-    """However the client writes them: in capitals, fully qualified, with a port that Envoy cannot strip."""
+    """However the client writes them: in capitals, fully qualified, after a user, with a port that Envoy cannot strip."""
     host = header(names.HOST_HEADER)
     domains = [*map(re.escape, rule.domains_exact), *rule.domains_regex]
-    return _one_of([like(host, rf"(?i)(?:{domain})\.*(?::.*)?") for domain in domains])
+    return _one_of([like(host, rf"(?i)(?:.*@)?(?:{domain})\.*(?::.*)?") for domain in domains])
 
 
 def _header(match: HeaderMatch, requests: Requests) -> Predicate:

@@ -303,6 +303,8 @@ async def test_a_policy_knows_a_domain_however_a_client_writes_it(world: World, 
         f"BACK.{zone}.:",
     ):
         assert (await world.call(host)).status_code == 403, host
+    # Envoy itself lets no user through a tunnel.
+    assert (await world.call(f"Shop@admin.{zone}")).status_code == (403 if place == "ingress" else 503)
 
 
 async def test_a_policy_can_go_on_to_the_next_one_and_without_a_verdict_all_is_denied(world: World) -> None:

@@ -159,13 +159,16 @@ async def test_rights_that_come_later_are_used(emulator: Emulator, api: Client, 
         await watcher.until(lambda _: watcher.services == ["cart.shop", "own.default"])
 
 
-async def test_what_was_known_of_a_namespace_stays_when_it_may_not_be_read_any_more(
-    emulator: Emulator, api: Client, watcher: Watcher
-) -> None:
+async def test_what_was_known_of_a_namespace_stays_until_it_may_be_read_again(emulator: Emulator, api: Client, watcher: Watcher) -> None:
+    known = watcher.cluster.table
+    await api.delete("Service", "cart", "shop")
+    await api.delete("EndpointSlice", "cart-1", "shop")
     await api.fault("rules", forbidden=["*@shop"])
-    async with watching(emulator.kubeconfig, last_known=watcher.cluster.table) as restarted:
+    async with watching(emulator.kubeconfig, last_known=known) as restarted:
         await restarted.until(lambda cluster: "Services in shop: 403" in cluster.reason and cluster.connected)
         assert restarted.endpoints("cart.shop") == ["10.1.0.1:8080"]
+        await api.fault("rules", forbidden=["*@elsewhere"])
+        await restarted.until(lambda cluster: cluster.reason == "" and restarted.services == [])
 
 
 async def test_nodes_that_may_not_be_read_are_an_outage_of_an_isolated_cluster(emulator: Emulator, api: Client) -> None:
