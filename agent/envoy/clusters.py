@@ -261,7 +261,7 @@ def _site_locality(site: str, weight: int, authority: str, via: str | None) -> F
     When the path in use changes, so does the endpoint's address: new requests open a stream on the new path, and the old stream ends with
     the requests that are in it. Hashes of requests still fall on the same site.
     """
-    metadata = about({"site": site, "cluster": names.site(site), "authority": authority})
+    metadata = about({"site": site, "cluster": names.site(site), "authority": authority, "export": "http"})
     tunnel = names.tunnel(shard(site))
     if via is not None:
         metadata["filter_metadata"]["envoy.lb"] = struct({"hash_key": f"envoy://{tunnel}/{site}"})

@@ -40,8 +40,8 @@ UNREACHED = "unreached"
 """Its value when no origin has seen the request, so that it may be tried elsewhere whatever its method."""
 BROKEN = "broken"
 """Its value when an origin may have seen the request: what `reset` would say if there were no site between."""
-WITNESSED = f"%RESP({MARKER})%@%METADATA(UPSTREAM_HOST:{messages.METADATA}:authority)%"
-"""Its value where origins of this site are among others: what the answer says, and the export by which it came, which only other sites have."""
+WITNESSED = f"%RESP({MARKER})%@%METADATA(UPSTREAM_HOST:{messages.METADATA}:export)%"
+"""Its value where origins of this site are among others: what the answer says, and by which kind of export it came, which only other sites have."""
 PRIVATE_HEADERS = "x-isthmus-"
 """Prefix of what nodes tell each other; clients cannot send it and origins do not see it."""
 LB_HEADER = "x-isthmus-lb"
@@ -65,9 +65,9 @@ PODS_STATE = "isthmus.pods"
 """Filter state: the selectors of policies that hold for the pod at the other end of a TCP connection."""
 
 
-def marked(*values: str) -> str:
-    """Regex: one of these values of the marker, as a destination gives it, or witnessed to be from one."""
-    return rf"(?:{'|'.join(values)})(?:@[^@]+\.http)?"
+def marked(*values: str) -> tuple[str, ...]:
+    """These values of the marker: as a destination gives them, and witnessed to be from one. Not a regex, since Envoy compiles one for each route."""
+    return (*values, *(f"{value}@http" for value in values))
 
 
 def query_header(parameter: str) -> str:

@@ -411,7 +411,7 @@ def _retry(retry: RetryPolicy, *, idempotent: bool) -> Fields:
         "retry_on": ",".join(sorted(conditions)),
         "num_retries": number(retry.num_retries),
         "retriable_status_codes": retry.status_codes,
-        "retriable_headers": [{"name": names.MARKER, "string_match": {"safe_regex": {"regex": marked}}}],
+        "retriable_headers": [{"name": names.MARKER, "string_match": {"exact": value}} for value in marked],
         "retry_priority": extension("envoy.retry_priorities.previous_priorities", PreviousPrioritiesConfig(update_frequency=1)),
         "retry_host_predicate": [extension("envoy.retry_host_predicates.previous_hosts", PreviousHostsPredicate())],
         "host_selection_retry_max_attempts": _SELECTIONS,

@@ -248,7 +248,7 @@ async def test_no_origin_can_have_its_requests_taken_to_another(sites: TwoSites)
         origins = [await sites.origin(site, f"forger-{name}-{number}") for number, site in enumerate(at)]
         await sites.pool(f"forger-{name}", *origins)
         domain = await sites.load_balancer(f"forger-{name}", routes=[simple("/", f"forger-{name}", advanced_options=retried)])
-        for path in ("/forge", "/forge/as?value=unreached@x.lab.http"):
+        for path in ("/forge", "/forge/as?value=unreached@http", "/forge/as?value=broken@http"):
             before = sum(len(origin.seen) for origin in origins)
             answers = [await sites.call(domain, path, method) for method in ("GET", "POST") for _ in range(6)]
             assert {answer.status_code for answer in answers} == {200}
