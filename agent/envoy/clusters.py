@@ -41,6 +41,10 @@ CONNECTION_WINDOW = 64 * MIB
 TUNNEL_BUFFER = 4 * MIB
 """Per connection between sites."""
 _RENEWED_MS = 60_000
+LB_METADATA = "envoy.lb"
+"""Of endpoints, by which Envoy narrows the choice among those of a cluster; it crosses internal listeners where `tls.internal` is told so."""
+USABLE = {"usable": "1"}
+"""Of paths to a site, those that may be used: what another site can serve as well asks for these, and goes there at once when they all fail."""
 _LB_POLICIES = {"LB_OVERRIDE": "RING_HASH"}
 """Of the load balancer's hash policy; requests without one are spread at random."""
 
@@ -237,7 +241,7 @@ def _remote_http_cluster(item: Item, scope: Scope) -> Resource:
         connect_timeout=milliseconds(pool.connection_timeout),
         per_connection_buffer_limit_bytes=number(MIB),
         circuit_breakers=unlimited(),
-        transport_socket=tls.internal(),
+        transport_socket=tls.internal(passed=LB_METADATA),
         typed_extension_protocol_options={HTTP_OPTIONS: packed(options)},
     )
     return resource(cluster, [item.id])
@@ -248,15 +252,17 @@ def _remote_http_endpoints(item: Item, view: PoolView) -> Resource:
     name = names.remote(view.key)
     authority = names.export_authority("http", view.key)
     via, remote = dict(view.via), view.remote or ()
-    endpoints = [_site_locality(site, weight, authority, via.get(site)) for site, weight in remote]
+    alone = view.servers == 1
+    endpoints = [_site_locality(site, weight, authority, via.get(site), alone=alone) for site, weight in remote]
     endpoints += [
-        {**_site_locality(site, weight, authority, via.get(site)), "priority": min(1, len(remote))} for site, weight in view.spare
+        {**_site_locality(site, weight, authority, via.get(site), alone=alone), "priority": min(1, len(remote))}
+        for site, weight in view.spare
     ]
     return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [item.id])
 
 
-def _site_locality(site: str, weight: int, authority: str, via: str | None) -> Fields:
-    """One site as an endpoint: the tunnel's internal listener, told which cluster and export to open.
+def _site_locality(site: str, weight: int, authority: str, via: str | None, *, alone: bool) -> Fields:
+    """One site as an endpoint: the tunnel's internal listener, told which cluster and export to open. `alone`: nobody else can serve.
 
     When the path in use changes, so does the endpoint's address: new requests open a stream on the new path, and the old stream ends with
     the requests that are in it. Hashes of requests still fall on the same site.
@@ -264,7 +270,9 @@ def _site_locality(site: str, weight: int, authority: str, via: str | None) -> F
     metadata = about({"site": site, "cluster": names.site(site), "authority": authority, "export": "http"})
     tunnel = names.tunnel(shard(site))
     if via is not None:
-        metadata["filter_metadata"]["envoy.lb"] = struct({"hash_key": f"envoy://{tunnel}/{site}"})
+        metadata["filter_metadata"][LB_METADATA] = struct({"hash_key": f"envoy://{tunnel}/{site}"})
+    elif not alone:
+        metadata["filter_metadata"][LB_METADATA] = struct(USABLE)
     endpoint = {
         "endpoint": {"address": internal_address(tunnel, site if via is None else f"{site}/{via}")},
         "metadata": metadata,

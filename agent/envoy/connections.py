@@ -13,6 +13,8 @@ from agent.envoy.messages import ADS, Fields, about, extension, header, millisec
 REQUEST_HEADERS_TIMEOUT_MS = 10_000
 HANDSHAKE_TIMEOUT_MS = 5_000
 _KEEPALIVE_MS = 5_000
+KEEPALIVE_AT_GATEWAYS_MS = 30_000
+"""Seldom: where only the way to a gateway is cut, its ping looks like an answer to whoever waits for one, and has them wait once more."""
 ENVOY_HEADERS = "x-envoy-"
 """Prefix of headers by which a client could steer timeouts and retries."""
 
@@ -29,9 +31,9 @@ def manager(*, http_filters: Sequence[Fields] = (), route_config_name: str, **fi
     return extension("envoy.filters.network.http_connection_manager", message)
 
 
-def keepalive() -> Fields:
+def keepalive(every_ms: int = _KEEPALIVE_MS) -> Fields:
     """Of HTTP/2, on the side that accepts."""
-    return {"interval": milliseconds(_KEEPALIVE_MS), "timeout": milliseconds(_KEEPALIVE_MS)}
+    return {"interval": milliseconds(every_ms), "timeout": milliseconds(_KEEPALIVE_MS)}
 
 
 def connect_route(cluster: str, *, terminated: bool = True, **match: object) -> Fields:

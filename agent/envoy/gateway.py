@@ -120,7 +120,7 @@ def _manager() -> Fields:
         stat_prefix=names.GATEWAY,
         route_config_name=names.GATEWAY,
         codec_type="HTTP2",
-        http2_protocol_options=http2(connection_keepalive=connections.keepalive()),
+        http2_protocol_options=http2(connection_keepalive=connections.keepalive(connections.KEEPALIVE_AT_GATEWAYS_MS)),
         stream_idle_timeout=milliseconds(0),
         upgrade_configs=[{"upgrade_type": "CONNECT"}],
         http_filters=[_denied_by_default(), extension("envoy.filters.http.set_filter_state", granted)],

@@ -9,7 +9,7 @@ from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
 from agent.envoy import names, tls
-from agent.envoy.clusters import HTTP_OPTIONS, TUNNEL_BUFFER, http2
+from agent.envoy.clusters import HTTP_OPTIONS, LB_METADATA, TUNNEL_BUFFER, USABLE, http2
 from agent.envoy.inputs import Item, Scope, body
 from agent.envoy.messages import (
     ADS,
@@ -44,6 +44,8 @@ _AT_ONCE: Fields = {"healthy_panic_threshold": {"value": 0}, "update_merge_windo
 """What Envoy or the agent finds out about a path counts now: by default a change that follows another within a second waits for the rest of it."""
 _INSIDE = {"inside": "1"}
 """Metadata of endpoints that are internal listeners, by which Envoy chooses their transport socket."""
+_SUBSETS = {"fallback_policy": "ANY_ENDPOINT", "subset_selectors": [{"keys": list(USABLE)}]}
+"""Who asks for usable paths gets no other; where the agent would use none, any."""
 
 
 def site(item: Item, scope: Scope, paths: tuple[Path, ...]) -> tuple[Resource, ...]:
@@ -106,7 +108,7 @@ def _clusters(item: Item, scope: Scope, ways: tuple[Way, ...]) -> tuple[Resource
     fields = _tunnel(socket, transport_socket_matches=[inside], common_lb_config=_AT_ONCE)
     checked = {"health_checks": [_health_check()]} if _DIRECT in ways or _IPSEC in ways else {}
     source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}}
-    found = [resource(Cluster(name=names.site(peer.site_id), **source, **fields, **checked), [item.id])]
+    found = [resource(Cluster(name=names.site(peer.site_id), lb_subset_config=_SUBSETS, **source, **fields, **checked), [item.id])]
     if not scope.regional:
         found += [resource(_probed(peer, way, fields), [item.id]) for way in ways]
     if _DIRECT in ways and not _by_address(peer.gateways):
@@ -151,24 +153,34 @@ def _named_gateways(item: Item, peer: Peer) -> tuple[Resource, ...]:
 def _endpoints(item: Item, paths: tuple[Path, ...]) -> Resource:
     """Each path is a priority; which are used, the agent says in their health, and what Envoy notices itself comes on top.
 
-    One that shall not be used is degraded, not unhealthy: when all others fail at once it is tried, before the agent has heard of that.
+    One that shall not be used is degraded, not unhealthy: when all others fail at once it is tried, before the agent has heard of that. This is for what
+    no other site can serve, since it is likely to be in vain, and takes a second.
     """
     peer = body(item, Peer)
-    localities = [_locality(peer, path.way, usable=path.usable, priority=number) for number, path in enumerate(paths)]
+    localities = [{**_judged(_locality(peer, path.way), usable=path.usable), "priority": number} for number, path in enumerate(paths)]
     policy = {"overprovisioning_factor": number(100_000)}
     return resource(ClusterLoadAssignment(cluster_name=names.site(peer.site_id), endpoints=localities, policy=policy), [item.id])
 
 
-def _locality(peer: Peer, way: Way, *, usable: bool = True, priority: int = 0) -> Fields:
+def _locality(peer: Peer, way: Way) -> Fields:
     if way == _IPSEC:
-        locality = _gateway_endpoints(peer.site_id, _overlay_gateways(peer))
-    elif way == _DIRECT and _by_address(peer.gateways):
-        locality = _gateway_endpoints(peer.site_id, peer.gateways)
-    else:
-        locality = {"locality": {"zone": peer.site_id}, "lb_endpoints": [_inside(peer, way)]}
-    health = {} if usable else {"health_status": "DEGRADED"}
-    endpoints = [{**endpoint, **health} for endpoint in locality["lb_endpoints"]]
-    return {**locality, "lb_endpoints": endpoints, "priority": priority}
+        return _gateway_endpoints(peer.site_id, _overlay_gateways(peer))
+    if way == _DIRECT and _by_address(peer.gateways):
+        return _gateway_endpoints(peer.site_id, peer.gateways)
+    return {"locality": {"zone": peer.site_id}, "lb_endpoints": [_inside(peer, way)]}
+
+
+def _judged(locality: Fields, *, usable: bool) -> Fields:
+    return {**locality, "lb_endpoints": [(_usable if usable else _degraded)(endpoint) for endpoint in locality["lb_endpoints"]]}
+
+
+def _usable(endpoint: Fields) -> Fields:
+    told = {**endpoint["metadata"]["filter_metadata"], LB_METADATA: struct(USABLE)}
+    return {**endpoint, "metadata": {"filter_metadata": told}}
+
+
+def _degraded(endpoint: Fields) -> Fields:
+    return {**endpoint, "health_status": "DEGRADED"}
 
 
 def _overlay_gateways(peer: Peer) -> Iterable[Gateway]:

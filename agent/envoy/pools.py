@@ -61,6 +61,11 @@ class PoolView:
         return tuple(sorted(set(map(shard, sites))))
 
     @cached_property
+    def servers(self) -> int:
+        """Sites that can serve now, this one included."""
+        return len(self.remote or ()) + len(self.spare) + any(self.local or ())
+
+    @cached_property
     def crosses(self) -> bool:
         """Whether other sites may serve the pool's traffic."""
         return self.remote is not None and self.pool.selection != "LOCAL_ONLY"

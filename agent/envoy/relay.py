@@ -75,7 +75,7 @@ def _manager(relay: Relay) -> Fields:
         stat_prefix=names.RELAY,
         route_config_name=names.relay_server_name(relay.tenant_id),
         codec_type="HTTP2",
-        http2_protocol_options=http2(connection_keepalive=connections.keepalive()),
+        http2_protocol_options=http2(connection_keepalive=connections.keepalive(connections.KEEPALIVE_AT_GATEWAYS_MS)),
         stream_idle_timeout=milliseconds(0),
         upgrade_configs=[{"upgrade_type": "CONNECT"}],
         http_filters=[extension(gateway.RBAC_FILTER, RbacFilter(rules=RBAC(action="ALLOW")))],

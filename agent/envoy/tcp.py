@@ -28,7 +28,7 @@ from agent.envoy import access, callers, clusters, connections, names
 from agent.envoy.connections import connect_route
 from agent.envoy.ingress import Bind, listener_message
 from agent.envoy.inputs import Item, ItemId, Scope, body
-from agent.envoy.messages import ADS, TYPE_PREFIX, Fields, extension, header, literal, milliseconds, number, packed, state
+from agent.envoy.messages import ADS, TYPE_PREFIX, Fields, extension, header, literal, milliseconds, number, packed, state, struct
 from agent.envoy.policy import Requests, first_match, verdicts
 from agent.envoy.pools import CACHE, PoolView, latest
 from agent.envoy.predicates import source_ip
@@ -64,6 +64,11 @@ class Branch(NamedTuple):
     @property
     def usable(self) -> bool:
         return any(lane.clusters for lane in self.lanes)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no two sites share it."""
+        return sum(len(lane.clusters) for lane in self.lanes) < 2
 
 
 @latest
@@ -226,6 +231,7 @@ def proxy(item: Item, branch: Branch, lane: Lane) -> Resource:
         hash_policy=[{"source_ip": {}}] if lb.hash_source_ip else [],
         access_log=access.tcp_logs(item.id.key),
         tunneling_config=_tunneling(item.id.key, branch.pool, guarded=lb.policies is not None) if branch.tunnelled else None,
+        metadata_match=None if branch.alone else {"filter_metadata": {clusters.LB_METADATA: struct(clusters.USABLE)}},
         **_clusters(lane.clusters),
     )
     return resource(TypedExtensionConfig(name=_proxy_name(item.id.key, branch, lane), typed_config=packed(message)), [item.id])

@@ -134,8 +134,11 @@ def plaintext() -> Fields:
     return extension("envoy.transport_sockets.raw_buffer", RawBuffer())
 
 
-def internal(inside: Fields | None = None) -> Fields:
-    """Transport socket for internal listeners: the host's metadata and shared filter state go along. `inside`: what is spoken through it."""
-    passed = [{"name": METADATA, "kind": {"host": {}}}]
-    socket = InternalUpstreamTransport(passthrough_metadata=passed, transport_socket=inside or plaintext())
+def internal(inside: Fields | None = None, *, passed: str = "") -> Fields:
+    """Transport socket for internal listeners: the host's metadata and shared filter state go along. `inside`: what is spoken through it.
+
+    `passed`: whose metadata goes along besides ours.
+    """
+    metadata = [{"name": name, "kind": {"host": {}}} for name in (METADATA, passed) if name]
+    socket = InternalUpstreamTransport(passthrough_metadata=metadata, transport_socket=inside or plaintext())
     return extension("envoy.transport_sockets.internal_upstream", socket)

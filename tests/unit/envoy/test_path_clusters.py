@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
+from envoy.config.core.v3.base_pb2 import Metadata
+from envoy.config.core.v3.health_check_pb2 import DEGRADED, UNKNOWN
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
-from agent.envoy.clusters import HTTP_OPTIONS
+from agent.envoy.clusters import HTTP_OPTIONS, LB_METADATA, USABLE
 from agent.envoy.inputs import Item, ItemId, LocalState, PeerView, Scope
 from agent.envoy.paths import paths
 from agent.envoy.render import render
@@ -105,3 +108,22 @@ def test_a_path_is_judged_before_its_connections_are_closed_so_that_nothing_dial
     keepalive = options.explicit_http_config.http2_protocol_options.connection_keepalive
     judged = check.interval.ToTimedelta() + check.unhealthy_threshold.value * check.timeout.ToTimedelta()
     assert judged < keepalive.timeout.ToTimedelta()
+
+
+def test_only_usable_paths_are_found_by_what_another_site_can_serve_as_well() -> None:
+    rendered = render(SNAPSHOT, with_paths(direct=True, reverse=False, e=True))
+    cluster = Cluster.FromString(rendered.by_type[CLUSTER][f"site|{B}"].value)
+    (selector,) = cluster.lb_subset_config.subset_selectors
+    assert set(selector.keys) == set(USABLE)
+    assert cluster.lb_subset_config.fallback_policy == Cluster.LbSubsetConfig.ANY_ENDPOINT
+    assignment = ClusterLoadAssignment.FromString(rendered.by_type[ENDPOINTS][f"site|{B}"].value)
+    found = {
+        locality.priority: (asked_for(endpoint.metadata), endpoint.health_status)
+        for locality in assignment.endpoints
+        for endpoint in locality.lb_endpoints
+    }
+    assert found == {0: (USABLE, UNKNOWN), 1: ({}, DEGRADED), 2: (USABLE, UNKNOWN), 3: (USABLE, UNKNOWN)}
+
+
+def asked_for(metadata: Metadata) -> dict[str, str]:
+    return {key: value.string_value for key, value in metadata.filter_metadata[LB_METADATA].fields.items()}

@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 
+from agent.envoy.clusters import LB_METADATA, USABLE
 from agent.envoy.inputs import Endpoint, Item, LocalState, OriginId, PeerView, body, scope_of
 from agent.envoy.pools import PoolView, reach, view
 from agent.envoy.render import render
@@ -101,6 +103,30 @@ def test_a_pool_says_what_becomes_of_a_lost_site(fate: LostSites, first: set[str
     assert ({site for site, _ in found.remote or ()}, {site for site, _ in found.spare}) == (first, spare)
     alone = view(item, scope, replace(LOCAL, peers={}), frozenset({B}), lost=frozenset({B}))
     assert alone.remote == (((B, 1),) if fate == "keep" else ()), "none is to be used, which is not the same as that there is none"
+
+
+@pytest.mark.parametrize(
+    ("pool", "pods", "reachable", "expected"),
+    [
+        ("shop/far", 0, {B}, {B: {}}),
+        ("shop/far", 0, {B, C}, {B: USABLE, C: USABLE}),
+        ("shop/mixed", 0, {B}, {B: {}}),
+        ("shop/mixed", 1, {B}, {B: USABLE}),
+    ],
+    ids=["one site", "two sites", "one site, and none of the pods here", "one site, and pods here"],
+)
+def test_a_site_is_reached_by_usable_paths_alone_where_another_one_serves(
+    pool: str, pods: int, reachable: set[str], expected: dict[str, dict[str, str]]
+) -> None:
+    peers = {site: PeerView(reachable=site in reachable) for site in (B, C)}
+    resource = render(SNAPSHOT, with_pods(pool, pods, peers=peers)).by_type[ENDPOINTS][f"http|{pool}"]
+    assignment = ClusterLoadAssignment.FromString(resource.value)
+    found = {
+        locality.locality.zone: {key: value.string_value for key, value in endpoint.metadata.filter_metadata[LB_METADATA].fields.items()}
+        for locality in assignment.endpoints
+        for endpoint in locality.lb_endpoints
+    }
+    assert found == expected
 
 
 def test_without_a_site_there_is_nothing() -> None:

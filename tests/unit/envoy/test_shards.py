@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.config.listener.v3.listener_pb2 import Listener
+from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 
+from agent.envoy.clusters import LB_METADATA, USABLE
 from agent.envoy.inputs import AgentSnapshot, Item, PeerView, body
 from agent.envoy.render import render
-from agent.envoy.resources import LISTENER, Resources
+from agent.envoy.resources import EXTENSION, LISTENER, Resources
 from agent.protocol.base import content_hash
-from agent.protocol.items import ItemKind, OriginPool
+from agent.protocol.items import ItemKind, OriginPool, shard
 from tests.golden_files import ROOT
 from tests.unit.envoy.golden_cases import local_of, snapshot_of
 
@@ -71,3 +74,13 @@ def test_a_site_that_is_gone_takes_its_filter_chains_with_it() -> None:
     before, after = (chains(listeners(render(snapshot, LOCAL))[POSTGRES]) for snapshot in (SNAPSHOT, left))
     assert before.keys() - after.keys() == {"shop/db|3"}
     assert before["shop/db|0"] == after["shop/db|0"]
+
+
+def test_connections_ask_for_usable_paths_alone_where_another_site_serves() -> None:
+    one = replace(LOCAL, peers={C: PeerView(reachable=False)})
+    asked = []
+    for local in (LOCAL, one):
+        extension = TypedExtensionConfig.FromString(render(SNAPSHOT, local).by_type[EXTENSION][f"tcp|shop/db|shop/db|{shard(B)}"].value)
+        proxy = TcpProxy.FromString(extension.typed_config.value)
+        asked.append({key: value.string_value for key, value in proxy.metadata_match.filter_metadata[LB_METADATA].fields.items()})
+    assert asked == [USABLE, {}]
