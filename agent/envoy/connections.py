@@ -14,7 +14,8 @@ REQUEST_HEADERS_TIMEOUT_MS = 10_000
 HANDSHAKE_TIMEOUT_MS = 5_000
 _KEEPALIVE_MS = 5_000
 KEEPALIVE_AT_GATEWAYS_MS = 30_000
-"""Seldom: where only the way to a gateway is cut, its ping looks like an answer to whoever waits for one, and has them wait once more."""
+"""Seldom: where only the way to a gateway is cut, its ping looks like an answer to whoever waits for one, and has them wait once more.
+So a peer that is gone is noticed after 35 s."""
 ENVOY_HEADERS = "x-envoy-"
 """Prefix of headers by which a client could steer timeouts and retries."""
 

@@ -32,11 +32,11 @@ from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH
 
 _CONNECT_TIMEOUT_MS = 1_000
 _CHECK_EVERY_MS = 150
-_CHECK_MS = 1_000
-"""Enough for the three round trips of the first check, of 300 ms each; and for a later one, which takes one, with a lost packet on a path of 400 ms."""
+_CHECK_MS = 950
+"""Enough for the three round trips of the first check, of 300 ms each; and for a later one, which takes one, with a lost packet on a path of 350 ms."""
 _KEEPALIVE_EVERY_MS = 150
 _KEEPALIVE_MS = 1_000
-_KEEPALIVE_AFTER_CHECK_MS = _CHECK_EVERY_MS + _CHECK_MS + 25
+_KEEPALIVE_AFTER_CHECK_MS = _CHECK_EVERY_MS + _CHECK_MS + 75
 """Where there are other paths: not before a check that failed has taken this one out of use, or what broke dials it anew and waits for that in vain."""
 _TCP_KEEPALIVE = {"keepalive_time": number(1), "keepalive_interval": number(1), "keepalive_probes": number(3)}
 _DIRECT, _IPSEC = Way(DIRECT, ""), Way(IPSEC, "")
