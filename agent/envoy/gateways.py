@@ -23,7 +23,7 @@ from agent.envoy.messages import (
     struct,
     unlimited,
 )
-from agent.envoy.paths import DIRECT, IPSEC, Path, Way
+from agent.envoy.paths import DIRECT, IPSEC, REVERSE, Path, Way
 from agent.envoy.pools import CACHE
 from agent.envoy.resources import Resource, resource
 from agent.protocol.items import Edge, Gateway, Peer, shard
@@ -157,9 +157,19 @@ def _endpoints(item: Item, paths: tuple[Path, ...]) -> Resource:
     no other site can serve, since it is likely to be in vain, and takes a second.
     """
     peer = body(item, Peer)
-    localities = [{**_judged(_locality(peer, path.way), usable=path.usable), "priority": number} for number, path in enumerate(paths)]
+    independent = _independent(paths)
+    localities = [
+        {"priority": number, **_judged(_locality(peer, path.way), usable=path.usable, labelled=path.way in independent)}
+        for number, path in enumerate(paths)
+    ]
     policy = {"overprovisioning_factor": number(100_000)}
     return resource(ClusterLoadAssignment(cluster_name=names.site(peer.site_id), endpoints=localities, policy=policy), [item.id])
+
+
+def _independent(paths: Iterable[Path]) -> set[Way]:
+    """Usable ways, but for reverse tunnels beside a way that takes the same link, and takes them along when it fails."""
+    usable = {path.way for path in paths if path.usable}
+    return {way for way in usable if way.path != REVERSE} if usable & {_DIRECT, _IPSEC} else usable
 
 
 def _locality(peer: Peer, way: Way) -> Fields:
@@ -170,17 +180,14 @@ def _locality(peer: Peer, way: Way) -> Fields:
     return {"locality": {"zone": peer.site_id}, "lb_endpoints": [_inside(peer, way)]}
 
 
-def _judged(locality: Fields, *, usable: bool) -> Fields:
-    return {**locality, "lb_endpoints": [(_usable if usable else _degraded)(endpoint) for endpoint in locality["lb_endpoints"]]}
-
-
-def _usable(endpoint: Fields) -> Fields:
-    told = {**endpoint["metadata"]["filter_metadata"], LB_METADATA: struct(USABLE)}
-    return {**endpoint, "metadata": {"filter_metadata": told}}
-
-
-def _degraded(endpoint: Fields) -> Fields:
-    return {**endpoint, "health_status": "DEGRADED"}
+def _judged(locality: Fields, *, usable: bool, labelled: bool) -> Fields:
+    health = {} if usable else {"health_status": "DEGRADED"}
+    label = {LB_METADATA: struct(USABLE)} if labelled else {}
+    endpoints = [
+        {**endpoint, **health, "metadata": {"filter_metadata": {**endpoint["metadata"]["filter_metadata"], **label}}}
+        for endpoint in locality["lb_endpoints"]
+    ]
+    return {**locality, "lb_endpoints": endpoints}
 
 
 def _overlay_gateways(peer: Peer) -> Iterable[Gateway]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.core.v3.base_pb2 import Metadata
-from envoy.config.core.v3.health_check_pb2 import DEGRADED, UNKNOWN
+from envoy.config.core.v3.health_check_pb2 import DEGRADED
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
@@ -110,19 +110,24 @@ def test_a_path_is_judged_before_its_connections_are_closed_so_that_nothing_dial
     assert judged < keepalive.timeout.ToTimedelta()
 
 
-def test_only_usable_paths_are_found_by_what_another_site_can_serve_as_well() -> None:
-    rendered = render(SNAPSHOT, with_paths(direct=True, reverse=False, e=True))
+@pytest.mark.parametrize(
+    ("direct", "reverse", "expected"),
+    [(True, False, {0, 2, 3}), (True, True, {0, 2, 3}), (False, True, {1, 2, 3}), (False, False, {2, 3})],
+    ids=["direct", "both over one link", "reverse", "neither"],
+)
+def test_what_another_site_can_serve_as_well_finds_only_usable_paths_that_do_not_fail_together(
+    direct: bool, reverse: bool, expected: set[int]
+) -> None:
+    rendered = render(SNAPSHOT, with_paths(direct=direct, reverse=reverse, e=True))
     cluster = Cluster.FromString(rendered.by_type[CLUSTER][f"site|{B}"].value)
     (selector,) = cluster.lb_subset_config.subset_selectors
     assert set(selector.keys) == set(USABLE)
     assert cluster.lb_subset_config.fallback_policy == Cluster.LbSubsetConfig.ANY_ENDPOINT
     assignment = ClusterLoadAssignment.FromString(rendered.by_type[ENDPOINTS][f"site|{B}"].value)
-    found = {
-        locality.priority: (asked_for(endpoint.metadata), endpoint.health_status)
-        for locality in assignment.endpoints
-        for endpoint in locality.lb_endpoints
-    }
-    assert found == {0: (USABLE, UNKNOWN), 1: ({}, DEGRADED), 2: (USABLE, UNKNOWN), 3: (USABLE, UNKNOWN)}
+    endpoints = {locality.priority: endpoint for locality in assignment.endpoints for endpoint in locality.lb_endpoints}
+    assert {priority for priority, endpoint in endpoints.items() if asked_for(endpoint.metadata) == USABLE} == expected
+    unusable = {priority for priority, usable in enumerate((direct, reverse, True, True)) if not usable}
+    assert {priority for priority, endpoint in endpoints.items() if endpoint.health_status == DEGRADED} == unusable
 
 
 def asked_for(metadata: Metadata) -> dict[str, str]:
