@@ -32,7 +32,7 @@ from agent.envoy.messages import (
 )
 from agent.envoy.pools import CACHE, PoolView, latest
 from agent.envoy.resources import Resource, resource
-from agent.protocol.items import CircuitBreaker, Origin, OriginPool, OutlierDetection, shard
+from agent.protocol.items import CircuitBreaker, Origin, OriginPool, OutlierDetection
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 STREAM_WINDOW = 8 * MIB
@@ -253,22 +253,22 @@ def _remote_http_endpoints(item: Item, view: PoolView) -> Resource:
     authority = names.export_authority("http", view.key)
     via, remote = dict(view.via), view.remote or ()
     alone = view.servers == 1
-    endpoints = [_site_locality(site, weight, authority, via.get(site), alone=alone) for site, weight in remote]
-    endpoints += [
-        {**_site_locality(site, weight, authority, via.get(site), alone=alone), "priority": min(1, len(remote))}
-        for site, weight in view.spare
-    ]
+
+    def locality(site: str, weight: int) -> Fields:
+        return _site_locality(site, weight, authority, names.tunnel(view.shard(site)), via.get(site), alone=alone)
+
+    endpoints = [locality(site, weight) for site, weight in remote]
+    endpoints += [{**locality(site, weight), "priority": min(1, len(remote))} for site, weight in view.spare]
     return resource(ClusterLoadAssignment(cluster_name=name, endpoints=endpoints, policy=_whole_priorities()), [item.id])
 
 
-def _site_locality(site: str, weight: int, authority: str, via: str | None, *, alone: bool) -> Fields:
-    """One site as an endpoint: the tunnel's internal listener, told which cluster and export to open. `alone`: nobody else can serve.
+def _site_locality(site: str, weight: int, authority: str, tunnel: str, via: str | None, *, alone: bool) -> Fields:
+    """One site as an endpoint: the internal listener `tunnel`, told which cluster and export to open. `alone`: nobody else can serve.
 
     When the path in use changes, so does the endpoint's address: new requests open a stream on the new path, and the old stream ends with
     the requests that are in it. Hashes of requests still fall on the same site.
     """
     metadata = about({"site": site, "cluster": names.site(site), "authority": authority, "export": "http"})
-    tunnel = names.tunnel(shard(site))
     if via is not None:
         metadata["filter_metadata"][LB_METADATA] = struct({"hash_key": f"envoy://{tunnel}/{site}"})
     elif not alone:

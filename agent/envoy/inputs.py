@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from typing import NamedTuple, TypeVar
 
 from agent.protocol.base import Body
-from agent.protocol.items import ItemKind, Network, Site
+from agent.protocol.items import ItemKind, Network, Site, shard
 
 B = TypeVar("B", bound=Body)
 
@@ -190,6 +190,10 @@ class Scope:
     revocations: Mapping[str, int] = field(default_factory=dict)
     overlay: str = ""
     """The node's address inside IPsec tunnels, if it has any."""
+
+    def shard(self, site_id: str, key: str) -> str:
+        """Of a site, as in `revocations`: on a regional edge within the tenant, by whose id the key begins."""
+        return f"{key.partition('/')[0]}/{shard(site_id)}" if self.regional else shard(site_id)
 
 
 @lru_cache(64)

@@ -8,7 +8,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from agent.envoy import names
 from agent.envoy.inputs import Endpoint, Item, LocalState, OriginId, Scope, body
-from agent.protocol.items import OriginPool, shard
+from agent.protocol.items import OriginPool
 
 CACHE = 20_000
 """Entries of each memo: several versions of everything in a large tenant."""
@@ -58,7 +58,10 @@ class PoolView:
     def shards(self) -> tuple[str, ...]:
         """Of the other sites that serve the pool, sorted, whether or not there is a path to them now."""
         sites = () if self.pool.selection == "LOCAL_ONLY" else _origins(self.item, self.scope.site_id)[1]
-        return tuple(sorted(set(map(shard, sites))))
+        return tuple(sorted({self.shard(site) for site in sites}))
+
+    def shard(self, site_id: str) -> str:
+        return self.scope.shard(site_id, self.key)
 
     @cached_property
     def servers(self) -> int:

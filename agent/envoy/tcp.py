@@ -34,7 +34,7 @@ from agent.envoy.pools import CACHE, PoolView, latest
 from agent.envoy.predicates import source_ip
 from agent.envoy.resources import Resource, resource
 from agent.envoy.routes import ranked
-from agent.protocol.items import TcpLoadBalancer, WeightedPool, shard
+from agent.protocol.items import TcpLoadBalancer, WeightedPool
 
 _CONNECT_ATTEMPTS = 3
 _NOWHERE = "nowhere"
@@ -89,7 +89,7 @@ def _branch(lb: TcpLoadBalancer, weighted: WeightedPool, pool: PoolView, here: i
     if pool.crosses:
         sites = (dict(pool.remote or ()) | ({site_id: here} if here else {})) or dict(pool.spare)
         for site in _chosen(lb, pool, site_id, sites):
-            by_shard["" if site == site_id else shard(site)].append((names.HERE if site == site_id else names.site(site), sites[site]))
+            by_shard["" if site == site_id else pool.shard(site)].append((names.HERE if site == site_id else names.site(site), sites[site]))
     elif here:
         by_shard[""].append((names.pool(pool.key), 1))
     places = ("", *pool.shards) if pool.local is not None or not pool.shards else pool.shards

@@ -9,7 +9,7 @@ from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 
 from agent.envoy import connections, names
 from agent.envoy.clusters import TUNNEL_BUFFER
-from agent.envoy.inputs import Item, ItemId, Scope
+from agent.envoy.inputs import Item, ItemId, Scope, body
 from agent.envoy.messages import (
     Fields,
     extension,
@@ -18,7 +18,7 @@ from agent.envoy.messages import (
 )
 from agent.envoy.paths import DIRECT, Path
 from agent.envoy.resources import Resource, resource
-from agent.protocol.items import shard
+from agent.protocol.items import Peer
 from agent.protocol.peering import PEER_AUTHORITY, PROBE_PATH_HEADER
 
 _CONNECT_ATTEMPTS = 8
@@ -27,8 +27,8 @@ _CONNECT_ATTEMPTS = 8
 
 def listeners(peers: Iterable[Item], scope: Scope) -> Iterable[Resource]:
     """Of HTTP to these peers: one for each shard, so that a revocation ends the streams of few others."""
-    for shard_ in sorted({shard(peer.id.key) for peer in peers}):
-        yield listener(names.tunnel(shard_), connections.of_shard(shard_, scope))
+    for shard in sorted({scope.shard(peer.id.key, body(peer, Peer).tenant_id) for peer in peers}):
+        yield listener(names.tunnel(shard), connections.of_shard(shard, scope))
 
 
 def listener(name: str, metadata: Fields | None = None) -> Resource:

@@ -84,7 +84,7 @@ class Site(Body):
     revocations: dict[str, int] = {}
     """By `shard`, or `EDGES`: the revision at which a node of such a site was revoked last; then open streams from and to all of them end.
 
-    Empty on a regional edge.
+    On a regional edge by `<tenant id>/<shard>`.
     """
 
 

@@ -26,6 +26,8 @@ class Share:
     relay: CompiledItem
     public: Mapping[str, tuple[CompiledItem, ...]]
     """By id of the edge: its load balancers there, and what belongs to them."""
+    revocations: Mapping[str, int]
+    """See `Site.revocations` of the items."""
 
 
 def compile_edge(edge: Stored[Site], operator: Tenant, shares: Iterable[Share]) -> Snapshot:
@@ -33,8 +35,10 @@ def compile_edge(edge: Stored[Site], operator: Tenant, shares: Iterable[Share]) 
     site_id = str(edge.uid)
     if edge.metadata.disable:
         return snapshot_of(site_id, ())
-    found = (item for share in shares for item in (share.relay, *share.public.get(site_id, ())))
-    return snapshot_of(site_id, [site_item(edge, operator), *found])
+    known = sorted(shares, key=lambda share: share.relay.key)
+    found = (item for share in known for item in (share.relay, *share.public.get(site_id, ())))
+    revoked = [(f"{share.relay.key}/{shard}", revision) for share in known for shard, revision in sorted(share.revocations.items())]
+    return snapshot_of(site_id, [site_item(edge, operator, tuple(revoked)), *found])
 
 
 @lru_cache(CACHE)

@@ -121,8 +121,10 @@ class Shares:
     async def _share(self, row: ShareRow, before: Held | None) -> Held:
         last = before.share.public if before and before.share else NOTHING
         public, good = await self._public(row, last) if row.public else (NOTHING, True)
-        share = Share(relay_item(str(row.tenant_id), row.anchor_pem, row.crl_pem, row.sites), public) if row.sites or public else None
-        return Held(row.revision, share, good)
+        if not row.sites and not public:
+            return Held(row.revision, None, good)
+        relay = relay_item(str(row.tenant_id), row.anchor_pem, row.crl_pem, row.sites)
+        return Held(row.revision, Share(relay, public, row.revocations), good)
 
     async def _public(
         self, row: ShareRow, last: Mapping[str, tuple[CompiledItem, ...]]

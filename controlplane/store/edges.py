@@ -40,6 +40,8 @@ class ShareRow:
     """Ids of the customer edges that have live nodes, sorted."""
     public: bool
     """Whether it owns public names, and so may have load balancers on edges."""
+    revocations: Mapping[str, int]
+    """See `Site.revocations` of the items."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ async def shares(definer: AsyncConnection, tenant_ids: Collection[UUID] | None) 
     """Of these tenants, without those that are gone; None: of all."""
     wanted = None if tenant_ids is None else list(tenant_ids)
     rows = await definer.execute(text("SELECT * FROM edge_shares(CAST(:wanted AS uuid[]))"), {"wanted": wanted})
-    return tuple(ShareRow(row.tenant_id, row.revision, row.anchor_pem, row.crl_pem, tuple(row.sites), row.public) for row in rows)
+    return tuple(
+        ShareRow(row.tenant_id, row.revision, row.anchor_pem, row.crl_pem, tuple(row.sites), row.public, row.revocations) for row in rows
+    )
 
 
 async def statuses(definer: AsyncConnection) -> dict[UUID, NodeStatus]:

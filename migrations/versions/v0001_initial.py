@@ -431,14 +431,14 @@ FUNCTIONS = {
         $$""",
     "edge_shares(uuid[])": f"""
         CREATE FUNCTION edge_shares(wanted uuid[])
-        RETURNS TABLE (tenant_id uuid, revision bigint, anchor_pem text, crl_pem text, sites jsonb, public boolean)
+        RETURNS TABLE (tenant_id uuid, revision bigint, anchor_pem text, crl_pem text, sites jsonb, public boolean, revocations jsonb)
         STABLE {DEFINER} AS $$
             SELECT t.id, t.revision, trusted.anchor_pem, trusted.crl_pem, (
                 SELECT coalesce(jsonb_agg(r.uid ORDER BY r.uid), '[]') FROM resources r
                 WHERE r.tenant_id = t.id AND r.kind = 'site' AND r.spec ->> 'site_type' = 'CUSTOMER_EDGE'
                   AND NOT (r.metadata ->> 'disable')::boolean
                   AND EXISTS (SELECT FROM nodes n WHERE n.tenant_id = t.id AND n.site_id = r.uid AND n.revoked_at IS NULL)
-            ), EXISTS (SELECT FROM public_claims c WHERE c.tenant_id = t.id)
+            ), EXISTS (SELECT FROM public_claims c WHERE c.tenant_id = t.id), t.revocations
             FROM tenants t CROSS JOIN LATERAL (
                 SELECT coalesce(string_agg(a.certificate_pem, '' ORDER BY a.version DESC), '') AS anchor_pem,
                     coalesce(string_agg(a.crl_pem, '' ORDER BY a.version DESC), '') AS crl_pem

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from agent.errors import Refused
 from agent.protocol.enrolment import Passport, RenewRequest
-from agent.protocol.items import Gateway, ItemKind
+from agent.protocol.items import Gateway, ItemKind, shard
 from agent.protocol.report import EdgeHealth
 from controlplane.services.authorities import announce
 from controlplane.services.homes import Seen, assign
@@ -254,6 +254,25 @@ async def test_an_edge_relays_for_every_tenant_with_live_sites_and_follows_them(
         await app.state.services.delivery.compare()
         after = await waiting
         assert ("relay", berlin.credentials.tenant_id) in after.removed
+
+
+async def test_an_edge_hears_of_revocations_tenant_by_tenant(app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient) -> None:
+    async with running_edge(app, operator, fresh()) as edge_node, admitted(app, user, "berlin") as gone, admitted(app, user, "oslo"):
+        assert gone.credentials
+        of_shard = f"{gone.credentials.tenant_id}/{shard(gone.credentials.site_id)}"
+
+        async def revoked_at() -> int:
+            await app.state.services.delivery.compare()
+            (site,) = (await items_of(edge_node, ItemKind.SITE)).values()
+            return int(site["revocations"].get(of_shard, 0))
+
+        before = await revoked_at()
+        assert (await user.delete(f"{SITES}/berlin")).status_code == 200
+
+        async def heard() -> bool:
+            return await revoked_at() > before
+
+        await until(heard, "the edge to hear of it")
 
 
 async def test_tenants_learn_nothing_of_each_other_from_edges(

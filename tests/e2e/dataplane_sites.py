@@ -41,7 +41,7 @@ from agent.protocol.items import (
     TcpLoadBalancer,
     WeightedPool,
 )
-from agent.proxy import Proxy, find_envoy
+from agent.proxy import LISTENER_DRAIN_S, Proxy, find_envoy
 from agent.xds import Outcome, XdsServer
 from controlplane import pki
 
@@ -87,6 +87,11 @@ class Trust:
 
 def item(kind: ItemKind, key: str, body: Body) -> Item:
     return Item(ItemId(kind, key), content_hash(body.canonical()), body)
+
+
+def site_of(live: "LiveSite", **changed: object) -> Item:
+    (known,) = [each for each in live.snapshot.items.values() if each.id.kind is ItemKind.SITE]
+    return item(ItemKind.SITE, live.site_id, known.body.model_copy(update=changed))
 
 
 def pool(key: str, *sites: str, **fields: Any) -> Item:
@@ -323,6 +328,31 @@ async def http_pod(name: str, host: str) -> AsyncIterator[Pod]:
         yield pod
     finally:
         server.close()
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def upgraded(address: str, port: int, host: str) -> Connection:
+    """A WebSocket to a load balancer."""
+    reader, writer = await asyncio.open_connection(address, port)
+    writer.write(f"GET / HTTP/1.1\r\nhost: {host}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n".encode())
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    return reader, writer
+
+
+async def spoken(connection: Connection) -> bytes:
+    """What comes back of a word."""
+    reader, writer = connection
+    writer.write(b"?")
+    return await reader.read(1)
+
+
+async def ended(connection: Connection) -> None:
+    """Wait until the other end has closed it, as it does some time after its listener has changed."""
+    async with asyncio.timeout(LISTENER_DRAIN_S + 10):
+        with suppress(ConnectionError):
+            assert await connection[0].read(1) == b""
 
 
 @asynccontextmanager

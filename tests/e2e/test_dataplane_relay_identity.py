@@ -10,8 +10,26 @@ import pytest_asyncio
 
 from agent.envoy import names
 from agent.envoy.inputs import NodeIdentity
+from agent.protocol.items import ItemKind, Peer, shard
 from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEALTH_PATH
-from tests.e2e.dataplane_sites import TRUST_DOMAIN, Trust, export
+from tests.e2e.dataplane_sites import (
+    TRUST_DOMAIN,
+    Connection,
+    LiveSite,
+    Trust,
+    ended,
+    export,
+    forward,
+    free_port,
+    http,
+    http_pod,
+    item,
+    listener,
+    pool,
+    site_of,
+    spoken,
+    upgraded,
+)
 from tests.e2e.gateway_client import Headers, carried, client_context, connect, dial, get
 from tests.e2e.relay_sites import Relayed, relayed, use
 
@@ -179,6 +197,34 @@ async def test_a_regional_edge_cannot_dial_a_site(world: Relayed, tmp_path: Path
         with pytest.raises(REFUSED):
             async with dial(world.b.gateway, world.e.local.node, tmp_path, server_name=server_name) as client:
                 await client.status(HEALTH)
+
+
+async def public_socket(world: Relayed, site: LiveSite) -> Connection:
+    """A WebSocket to the site, through a load balancer of its tenant's on `e`."""
+    host, port = f"{site.name}.example", free_port(world.e.host)
+    key = f"{site.trust.tenant_id}/shop/public"
+    pod = await world.stack.enter_async_context(http_pod(f"{site.name}-public", site.host))
+    site.knows(pool("shop/public", site.site_id), export("shop/public", use(load_balancer="shop/public", edges=(world.e.site_id,))))
+    site.endpoints("shop/public", "pods", [pod.endpoint])
+    await site.apply()
+    peer = Peer(site_id=site.site_id, name=site.name, tenant_id=site.trust.tenant_id, direct=False)
+    world.e.knows(pool(key, site.site_id), http(key, host, forward(key, web_socket=True)), listener(port, key))
+    world.e.knows(item(ItemKind.PEER, site.site_id, peer))
+    await world.e.apply()
+    await world.answers(at=world.e, port=port, host=host)
+    return await upgraded(world.e.host, port, host)
+
+
+async def test_streams_of_the_public_end_with_the_revocation_and_those_of_other_tenants_go_on(world: Relayed) -> None:
+    gone, stays = await public_socket(world, world.b), await public_socket(world, world.x)
+    assert shard(world.b.site_id) == shard(world.x.site_id)
+    assert [await spoken(stream) for stream in (gone, stays)] == [b"?", b"?"]
+    world.e.knows(site_of(world.e, revocations={f"{world.b.trust.tenant_id}/{shard(world.b.site_id)}": 1}))
+    await world.e.apply()
+    await ended(gone)
+    assert await spoken(stays) == b"?"
+    for _, writer in (gone, stays):
+        writer.close()
 
 
 async def test_a_site_that_is_revoked_is_refused_on_its_open_connections(world: Relayed, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ CASES = sorted((ROOT / "compile").iterdir())
 
 def share_of(intent: Intent) -> Share:
     live = tuple(sorted(str(site.uid) for site in intent.of("site").values()))
-    return Share(relay_item(intent.tenant.id, intent.tenant.peer_anchor_pem, "", live), public_items(intent, observations_of(intent)))
+    relay = relay_item(intent.tenant.id, intent.tenant.peer_anchor_pem, "", live)
+    return Share(relay, public_items(intent, observations_of(intent)), dict(intent.tenant.revocations))
 
 
 def readable(snapshot: Snapshot) -> str:
