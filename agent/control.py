@@ -337,10 +337,10 @@ def _words(error: httpx2.TransportError) -> str:
     return str(error) or type(error).__name__
 
 
-def _retry_after_s(response: httpx2.Response) -> float | None:
-    """Of the form in seconds, bounded: nobody keeps a site away for longer than a minute."""
+def _retry_after_s(response: httpx2.Response) -> float:
+    """Of the form in seconds, bounded: nobody keeps a site away for longer than a minute. 0 if there is none."""
     value = response.headers.get("Retry-After", "")
-    return min(float(value), 60.0) if value.isdecimal() else None
+    return min(float(value), 60.0) if value.isdecimal() else 0.0
 
 
 def _tidy(urls: Sequence[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from agent.backoff import backoff
 from agent.control import ControlPlane, Signer, pinned_anchors, token_claims
-from agent.errors import AgentError, Busy, Misconfigured, NotAdmitted, StorageFailed, Unreachable
+from agent.errors import AgentError, Misconfigured, NotAdmitted, StorageFailed, Unreachable
 from agent.log import log
 from agent.protocol.enrolment import (
     BACKDATED_S,
@@ -100,7 +100,7 @@ async def _patiently(what: str, call: Callable[[], Awaitable[T]]) -> T:
         except NotAdmitted as error:
             reason, pause = str(error), uniform(_ASK_FIRST_S, _ASK_MOST_S)
         except Unreachable as error:
-            reason, pause = str(error), max(next(delays), (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0)
+            reason, pause = str(error), max(next(delays), error.retry_after_s)
         if reason != said or clock() >= quiet_until:
             log.info("waiting", what=what, reason=reason)
             quiet_until, said = clock() + _LOG_EVERY_S, reason

@@ -18,13 +18,16 @@
 class AgentError(Exception):
     """The message is meant for the operator of the site."""
 
+    retry_after_s = 0.0
+    """What the other side asks to be left alone for, at least."""
+
 
 class Unreachable(AgentError):
     pass
 
 
 class Busy(Unreachable):
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from agent.backoff import backoff
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId
-from agent.errors import AgentError, Busy, NotRecognised, Refused, Retired, Unreachable
+from agent.errors import AgentError, NotRecognised, Refused, Retired, Unreachable
 from agent.log import log
 from agent.protocol.base import content_hash
 from agent.protocol.items import TYPES, ItemKind, Site
@@ -78,7 +78,7 @@ class Intake:
                     log.warning(f"control plane {_lack(error)}, serving on", reason=str(error))
                     quiet_until = clock() + _QUIET_S
                 self.connected = False
-                await asyncio.sleep(max(next(delays), _least_pause(error)))
+                await asyncio.sleep(max(next(delays), error.retry_after_s))
             else:
                 if not self.connected:
                     log.info("control plane is there", revision=self.current.revision)
@@ -227,7 +227,3 @@ def _lack(error: AgentError) -> str:
             return "refuses this node"
         case _:
             return "is away"
-
-
-def _least_pause(error: AgentError) -> float:
-    return (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0

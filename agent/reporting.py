@@ -9,7 +9,7 @@ from random import uniform
 from typing import Any, NoReturn, Protocol
 
 from agent.backoff import backoff
-from agent.errors import AgentError, Busy, Refused
+from agent.errors import AgentError, Refused
 from agent.log import log
 from agent.protocol.items import Gateway
 from agent.protocol.report import (
@@ -128,7 +128,7 @@ class Heartbeats:
                 answer = await self.control.heartbeat(self._heartbeat())
             except AgentError as error:
                 self.last_error = str(error)
-                pause = max(pause, (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0)
+                pause = max(pause, error.retry_after_s)
             else:
                 if self.last_error:
                     self.on_return()
@@ -185,17 +185,15 @@ class Reports:
         delays = backoff(1.0, 30.0)
         while True:
             self._wake.clear()
-            pause = _LOOK_EVERY_S
             try:
                 await self.step()
             except AgentError as error:
                 if isinstance(error, Refused):
                     log.warning("a report is refused", reason=str(error))
-                pause = max(next(delays), (error.retry_after_s or 0.0) if isinstance(error, Busy) else 0.0)
-                await asyncio.sleep(pause)
+                await asyncio.sleep(max(next(delays), error.retry_after_s))
             else:
                 delays = backoff(1.0, 30.0)
-                await _either(self._wake, pause)
+                await _either(self._wake, _LOOK_EVERY_S)
 
     async def step(self) -> None:
         """Send what is new, if there is any."""
