@@ -31,6 +31,7 @@ from agent.protocol.enrolment import (
     TokenClaims,
 )
 from agent.state import StateDirectory
+from agent.tasks import woken
 
 T = TypeVar("T")
 
@@ -140,18 +141,10 @@ class Identity:
                 pause = 0.0 if await self._renew() else next(delays)
             else:
                 delays = backoff(5.0, 600.0)
-            if await self._is_hurried(min(pause, 3600.0)):
+            if await woken(self._hurry, min(pause, 3600.0)):
+                self._hurry.clear()
                 await asyncio.sleep(uniform(0, _HURRY_S))
                 await self._renew()
-
-    async def _is_hurried(self, patience_s: float) -> bool:
-        try:
-            async with asyncio.timeout(patience_s):
-                await self._hurry.wait()
-        except TimeoutError:
-            return False
-        self._hurry.clear()
-        return True
 
     def hurry(self) -> None:
         """Renew soon, whatever the certificate's age: whoever signed it is about to be replaced."""

@@ -16,7 +16,7 @@ from agent.envoy.inputs import AgentSnapshot, Endpoint, Item, OriginId, body
 from agent.errors import Misconfigured
 from agent.protocol.items import Discovery, ItemKind, Origin, OriginPool
 from agent.protocol.report import DiscoveryReport
-from agent.tasks import lasting
+from agent.tasks import end, lasting
 
 _REMEMBERED = 20_000
 _PATIENCE_S = 5.0
@@ -175,10 +175,7 @@ class SiteOrigins:
         return report
 
     async def close(self) -> None:
-        tasks = [followed.task for followed in self._clusters.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(followed.task for followed in self._clusters.values())
         await self._names.close()
 
 

@@ -17,7 +17,7 @@ from agent.discovery.reflector import ReadForbidden
 from agent.envoy.callers import selected
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, body
 from agent.protocol.items import Discovery, ItemKind, PodSelector, Policy
-from agent.tasks import lasting
+from agent.tasks import end, lasting
 
 _PATIENCE_S = 5.0
 """How long an API may take with its first answer before others stop waiting for it."""
@@ -102,10 +102,7 @@ class SitePods:
         return all(not each.unknown or each.pods.failure or each.since < patient for each in self._followed.values())
 
     async def close(self) -> None:
-        tasks = [followed.task for followed in self._followed.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(followed.task for followed in self._followed.values())
 
 
 def selectors(snapshot: AgentSnapshot) -> Mapping[str, PodSelector]:

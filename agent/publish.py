@@ -31,6 +31,7 @@ from agent.multicluster import Condition, Export, ServiceExport, ServiceImport
 from agent.protocol.items import ItemKind
 from agent.published import Change, Place, Publication, Publisher, imports, obstacle, place_of, publications, services, slices
 from agent.service_exports import ServiceExports
+from agent.tasks import woken
 
 R = TypeVar("R", Service, GenericNamespacedResource)
 
@@ -230,9 +231,7 @@ class Publishing:
                 await asyncio.sleep(next(delays))
                 continue
             delays = backoff(0.5, 15.0)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(uniform(0.8, 1.0) * PACE_S):
-                    await self._wake.wait()
+            await woken(self._wake, uniform(0.8, 1.0) * PACE_S)
 
     async def withdraw(self) -> None:
         """Before this node stops serving: its slices and Leases go. What cannot be taken away now, others take away later."""

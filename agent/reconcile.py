@@ -8,7 +8,6 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn, Protocol, cast
 
@@ -27,6 +26,7 @@ from agent.protocol.manifest import Entry
 from agent.protocol.overlay import overlay_address
 from agent.protocol.report import Rejection
 from agent.state import Saved, SavedEndpoint
+from agent.tasks import woken
 from agent.xds import Nack, Outcome
 
 SPACING_S = 0.05
@@ -165,9 +165,7 @@ class Reconciler:
             else:
                 delays = backoff(0.5, 10.0)
             await asyncio.sleep(SPACING_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
+            await woken(self._wake, pause)
 
     async def converge(self) -> float | None:
         """One pass; says after how many seconds there is a reason for the next one, if nothing else happens."""

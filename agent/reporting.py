@@ -30,6 +30,7 @@ from agent.protocol.report import (
 )
 from agent.proxy import ProxyState
 from agent.reconcile import Verdict
+from agent.tasks import woken
 
 _FIRST_PACE_S = 3.0
 _LOOK_EVERY_S = 1.0
@@ -138,7 +139,7 @@ class Heartbeats:
                     self.on_resend()
                 if answer.renew:
                     self.on_renew()
-            await _either(self._wake, pause)
+            await woken(self._wake, pause)
 
     def _heartbeat(self) -> Heartbeat:
         verdict = self.signs.verdict
@@ -193,7 +194,7 @@ class Reports:
                 await asyncio.sleep(max(next(delays), error.retry_after_s))
             else:
                 delays = backoff(1.0, 30.0)
-                await _either(self._wake, _LOOK_EVERY_S)
+                await woken(self._wake, _LOOK_EVERY_S)
 
     async def step(self) -> None:
         """Send what is new, if there is any."""
@@ -342,11 +343,3 @@ def _shortened(rejected: Sequence[Rejection]) -> tuple[Rejection, ...]:
     told = rejected[:MOST_REJECTED]
     length = _REASONS_LENGTH // max(len(told), 1)
     return tuple(rejection.model_copy(update={"reason": rejection.reason[:length]}) for rejection in told)
-
-
-async def _either(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

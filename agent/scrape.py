@@ -15,6 +15,7 @@ from agent.errors import ProxyFailed
 from agent.peers import bucketed
 from agent.protocol.report import EdgeMetrics, OriginHealth
 from agent.proxy import ProxyState
+from agent.tasks import woken
 from agent.tunnels import Encryption, Tunnels
 
 EVERY_S = 1.0
@@ -71,9 +72,7 @@ class Scrape:
             self._due.clear()
             await self.step()
             await asyncio.sleep(_SOON_S)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(EVERY_S - _SOON_S):
-                    await self._due.wait()
+            await woken(self._due, EVERY_S - _SOON_S)
 
     async def step(self) -> None:
         self.state = await self._proxy.state()

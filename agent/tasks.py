@@ -1,8 +1,8 @@
-"""Tasks that go on until they are cancelled, whatever goes wrong in them."""
+"""Tasks that go on until they are cancelled, whatever goes wrong in them, and what they wait for."""
 
 import asyncio
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NoReturn
 
 from agent.log import log
@@ -16,6 +16,24 @@ def lasting(
 ) -> "asyncio.Task[NoReturn]":
     """Runs it; when it breaks off, which is a defect, that is logged, `failed` is told why, and it begins again."""
     return asyncio.create_task(_again_and_again(run, name, failed), name=name)
+
+
+async def end(tasks: "Iterable[asyncio.Task[Any]]") -> None:
+    """Cancel them, and wait until they are gone."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
+
+
+async def woken(event: asyncio.Event, within_s: float | None) -> bool:
+    """Whether the event was set within that time; None: however long it takes."""
+    try:
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _again_and_again(run: Callable[[], Coroutine[Any, Any, NoReturn]], name: str, failed: Callable[[str], None]) -> NoReturn:
