@@ -1,7 +1,7 @@
 """Which two regional edges a customer edge is connected to. It stays with those that it has as long as they are good."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import asin, cos, inf, radians, sin, sqrt
 from typing import Any
 
@@ -36,9 +36,7 @@ def trusted(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """With nobody lost when too many look it."""
     lost = sum(edge.lost for edge in candidates)
     if lost > max(1, _BREAKER * len(candidates)):
-        return tuple(
-            Candidate(edge.id, edge.name, edge.coordinates, edge.usable, lost=False, draining=edge.draining) for edge in candidates
-        )
+        return tuple(replace(edge, lost=False) for edge in candidates)
     return tuple(candidates)
 
 
@@ -60,7 +58,7 @@ def choose(
     leaving = tuple(edge for edge in current if edge in known and edge not in chosen)
     if len(chosen) < HOMES:
         leaving = leaving[: HOMES - len(chosen)]
-    elif chosen and all(edge in connected for edge in chosen):
+    elif all(edge in connected for edge in chosen):
         leaving = ()
     else:
         leaving = tuple(edge for edge in leaving if not known[edge].lost)[:HOMES]

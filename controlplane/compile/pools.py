@@ -41,7 +41,7 @@ def pool_item(
     health_checks: tuple[Stored[Healthcheck], ...],
     sites: tuple[tuple[str, ...] | None, ...],
     override: Algorithm,
-    lost_sites: items.LostSites = "deprioritise",
+    lost_sites: items.LostSites,
 ) -> CompiledItem:
     """`sites` are `Locations.each`; `override` is what `LB_OVERRIDE` stands for. Origin servers that are nowhere are left out."""
     spec = pool.spec

@@ -115,7 +115,7 @@ class Heartbeats:
         last = self._last.get(agent.node.id)
         if last is not None and last.boot_id != status.boot_id:
             self._note_boot(last, status)
-        if self._has_twin(agent.node.id, agent.cache.view.fleet.size, now):
+        if self._has_twin(agent.node.id, fleet, now):
             status = replace(status, twin_at=self._twins[agent.node.id])
         if last is None or last.boot_id != status.boot_id or last.sequence < status.sequence:
             tells = last is None or _said(last) != _said(status)

@@ -90,7 +90,7 @@ async def approve(
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
     *,
-    tunnel_type: str | None = None,
+    tunnel_type: str | None,
     ring: KeyRing,
     now: datetime,
 ) -> Registration:

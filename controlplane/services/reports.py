@@ -73,10 +73,7 @@ async def _take_ends(session: AsyncSession, agent: Agent, **said: Any) -> None:
     """What peers dial (columns of the node) is part of what is compiled: a change of it is one of the tenant."""
     known = await nodes.get(session, agent.tenant_id, agent.node.id)
     if known is None or any(getattr(known, column) != value for column, value in said.items()):
-        revision = await raise_revision(session, agent.tenant_id)
-        current = await nodes.get(session, agent.tenant_id, agent.node.id, lock=True)
-        if current is None or current.revoked_at:
-            raise refused_proof("Revoked", "this node was revoked")
+        revision = await _next_revision(session, agent)
         await nodes.change(session, agent.tenant_id, agent.node.id, **said, revision=revision)
 
 
@@ -86,11 +83,17 @@ async def _take_exports(session: AsyncSession, agent: Agent, services: MultiClus
     own = await nodes.live(session, agent.tenant_id, [agent.node.site_id])
     last = max(own, key=attrgetter("exports_revision"), default=None)
     if any(node is None or node.exports != said for node in (last, next((node for node in own if node.id == agent.node.id), None))):
-        revision = await raise_revision(session, agent.tenant_id)
-        current = await nodes.get(session, agent.tenant_id, agent.node.id, lock=True)
-        if current is None or current.revoked_at:
-            raise refused_proof("Revoked", "this node was revoked")
+        revision = await _next_revision(session, agent)
         await nodes.change(session, agent.tenant_id, agent.node.id, exports=said, exports_revision=revision, revision=revision)
+
+
+async def _next_revision(session: AsyncSession, agent: Agent) -> int:
+    """At which the node is changed. Raises `Unauthenticated` if it was revoked meanwhile."""
+    revision = await raise_revision(session, agent.tenant_id)
+    current = await nodes.get(session, agent.tenant_id, agent.node.id, lock=True)
+    if current is None or current.revoked_at:
+        raise refused_proof("Revoked", "this node was revoked")
+    return revision
 
 
 def _gateways(agent: Agent, gateways: tuple[Gateway, ...]) -> list[Any]:

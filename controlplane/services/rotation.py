@@ -156,7 +156,7 @@ async def switch(
     now: datetime,
     *,
     manifests: Manifests,
-    ignore_offline: bool = False,
+    ignore_offline: bool,
 ) -> None:
     """From now on version `number` signs. Raises `NotFound`, `Conflict`, and `StillTrusted` while a node may not know it."""
     rotation = await _look(session, caller, role, now, manifests, lock=True)

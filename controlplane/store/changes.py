@@ -187,7 +187,7 @@ _ANCHORS = text("""
 """)
 
 
-async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID, *, edge_revoked: bool = False) -> int:
+async def raise_anchors_revision(session: AsyncSession, tenant_id: UUID, *, edge_revoked: bool) -> int:
     """As `raise_revision`: what sites of the tenant trust changes in this transaction, maybe because a node of a regional edge was revoked."""
     given = {"tenant_id": tenant_id, "channel": INTENT_CHANNEL, "edges": EDGES, "edge_revoked": edge_revoked}
     revision: int = (await session.execute(_ANCHORS, given)).scalar_one()

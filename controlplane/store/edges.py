@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from controlplane.resources.base import Key
 from controlplane.store.changes import StoredJson, written
 from controlplane.store.nodes import NodeStatus
-from controlplane.store.rows import value, values
+from controlplane.store.rows import values
 from controlplane.store.tables import HomeEdgesRow, ResourceRow
 
 
@@ -89,10 +89,6 @@ async def homes(session: AsyncSession, tenant_id: UUID) -> dict[UUID, Homes]:
     """By site."""
     rows = await session.scalars(select(HomeEdgesRow).filter_by(tenant_id=tenant_id))
     return {found.site_id: found for found in values(Homes, rows)}
-
-
-async def home_of(session: AsyncSession, tenant_id: UUID, site_id: UUID) -> Homes | None:
-    return value(Homes, await session.scalar(select(HomeEdgesRow).filter_by(tenant_id=tenant_id, site_id=site_id)))
 
 
 async def put_homes(session: AsyncSession, tenant_id: UUID, found: Homes) -> None:

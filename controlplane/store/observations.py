@@ -103,11 +103,8 @@ async def peers(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUI
     return values(PeerState, await session.scalars(query.order_by(PeerReportRow.site_id, PeerReportRow.path, PeerReportRow.node_id)))
 
 
-async def edges(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID] | None = None) -> tuple[EdgeState, ...]:
-    """Of these nodes, or of all of the tenant's."""
-    query = select(EdgeReportRow).filter_by(tenant_id=tenant_id)
-    if node_ids is not None:
-        query = query.where(EdgeReportRow.node_id.in_(node_ids))
+async def edges(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID]) -> tuple[EdgeState, ...]:
+    query = select(EdgeReportRow).filter_by(tenant_id=tenant_id).where(EdgeReportRow.node_id.in_(node_ids))
     return values(EdgeState, await session.scalars(query.order_by(EdgeReportRow.site_id, EdgeReportRow.node_id)))
 
 

@@ -100,10 +100,9 @@ async def revoke_of_site(session: AsyncSession, tenant_id: UUID, site_name: str,
     session.expire_all()
 
 
-async def delete(session: AsyncSession, tenant_id: UUID, name: str) -> bool:
-    """False if there was none."""
-    statement = delete_rows(TokenRow).filter_by(tenant_id=tenant_id, name=name).returning(TokenRow.id)
-    return await session.scalar(statement.execution_options(synchronize_session=False)) is not None
+async def delete(session: AsyncSession, tenant_id: UUID, name: str) -> None:
+    statement = delete_rows(TokenRow).filter_by(tenant_id=tenant_id, name=name)
+    await session.execute(statement.execution_options(synchronize_session=False))
 
 
 async def forget_ended(session: AsyncSession, tenant_id: UUID, before: datetime) -> None:
