@@ -347,8 +347,8 @@ class _Connection:
 
 
 def _gone(services: Mapping[str, DiscoveredService], connection: _Connection) -> set[str]:
-    """Not those in namespaces that may no longer be read: that is no reason to think that they are gone."""
-    return {key for key, service in services.items() if key not in connection.services and connection.has_read(service.namespace)}
+    """Those that the connection does not have. That their namespace may no longer be read is no reason to think that they are gone."""
+    return {key for key in services.keys() - connection.services.keys() if connection.has_read(services[key].namespace)}
 
 
 def _with(services: Mapping[str, DiscoveredService], keys: Iterable[str], connection: _Connection) -> Mapping[str, DiscoveredService]:

@@ -159,8 +159,8 @@ def _endpoints(item: Item, paths: tuple[Path, ...]) -> Resource:
     peer = body(item, Peer)
     independent = _independent(paths)
     localities = [
-        {"priority": number, **_judged(_locality(peer, path.way), usable=path.usable, labelled=path.way in independent)}
-        for number, path in enumerate(paths)
+        {"priority": priority, **_judged(_locality(peer, path.way), usable=path.usable, labelled=path.way in independent)}
+        for priority, path in enumerate(paths)
     ]
     policy = {"overprovisioning_factor": number(100_000)}
     return resource(ClusterLoadAssignment(cluster_name=names.site(peer.site_id), endpoints=localities, policy=policy), [item.id])

@@ -4,7 +4,7 @@ Keys lead with the tenant's id, so that nobody's objects can meet another's: `<t
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,7 +38,7 @@ def compile_edge(edge: Stored[Site], operator: Tenant, shares: Iterable[Share]) 
     known = sorted(shares, key=lambda share: share.relay.key)
     found = (item for share in known for item in (share.relay, *share.public.get(site_id, ())))
     revoked = [(f"{share.relay.key}/{shard}", revision) for share in known for shard, revision in sorted(share.revocations.items())]
-    return snapshot_of(site_id, [site_item(edge, operator, tuple(revoked)), *found])
+    return snapshot_of(site_id, [site_item(edge, replace(operator, revocations=tuple(revoked))), *found])
 
 
 @lru_cache(CACHE)

@@ -64,7 +64,7 @@ def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[C
     policies = {policy for balancer in balancers for policy in balancer.use.policies or ()}.union(*(export.policies for export in exports))
     peers = made.peers(site_id, exports)
     return [
-        site_item(site, made.intent.tenant, made.intent.tenant.revocations),
+        site_item(site, made.intent.tenant),
         *(made.listeners[site_id].items if listening else ()),
         *[balancer.item for balancer in balancers],
         *[export.item for export in exports],
@@ -109,7 +109,7 @@ def _discoveries(site_id: str, made: Plan) -> Iterator[CompiledItem]:
 
 
 @lru_cache(CACHE)
-def site_item(site: Stored[Site], tenant: Tenant, revocations: tuple[tuple[str, int], ...]) -> CompiledItem:
+def site_item(site: Stored[Site], tenant: Tenant) -> CompiledItem:
     """Of a regional edge too, whose tenant is the operator's."""
     body = items.Site(
         tenant_id=tenant.id,
@@ -125,7 +125,7 @@ def site_item(site: Stored[Site], tenant: Tenant, revocations: tuple[tuple[str, 
         root_anchor_pem="" if site.spec.is_edge else tenant.root_anchor_pem,
         peer_crl_pem=tenant.peer_crl_pem,
         edge_crl_pem=tenant.edge_crl_pem,
-        revocations=dict(revocations),
+        revocations=dict(tenant.revocations),
         tunnel_dead_timeout=site.spec.tunnel_dead_timeout or _DEAD_TIMEOUT_MS,
     )
     return CompiledItem.of(ItemKind.SITE, str(site.uid), body)
