@@ -6,6 +6,7 @@ Keys lead with the tenant's id, so that nobody's objects can meet another's: `<t
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from agent.protocol import items
@@ -49,9 +50,10 @@ def relay_item(tenant_id: str, anchor_pem: str, crl_pem: str, sites: tuple[str, 
 
 
 def public_items(intent: Intent, observations: Observations) -> Mapping[str, tuple[CompiledItem, ...]]:
-    """By edge: what the tenant advertises there."""
+    """By edge: what the tenant advertises there, always in the same order."""
     made = plan(intent)
-    return {edge: tuple(_public(edge, made, observations)) for edge in sorted(made.topology.edges) if made.accepted(edge)}
+    accepting = [edge for edge in sorted(made.topology.edges) if made.accepted(edge)]
+    return {edge: tuple(sorted(_public(edge, made, observations), key=attrgetter("kind", "key"))) for edge in accepting}
 
 
 def tenant_of(key: str) -> str:
