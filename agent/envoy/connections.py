@@ -45,9 +45,10 @@ def connect_route(cluster: str, *, terminated: bool = True, **match: object) -> 
 
 
 def of_shard(shard: str, scope: Scope) -> Fields | None:
-    """Metadata of a filter chain for connections with sites of the shard.
+    """Metadata of filter chains and clusters for connections with sites of the shard.
 
-    Nothing reads it. With another revision it is another filter chain, and Envoy ends the connections of the one before: those of the revoked too.
+    Nothing reads it. With another revision it is another filter chain, and Envoy ends the connections of the one before, those of the revoked too;
+    or another cluster, and Envoy opens no more streams on the connections of the one before.
     """
     revision = scope.revocations.get(shard)
     return None if revision is None else about({"revoked": str(revision)})

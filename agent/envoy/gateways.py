@@ -8,7 +8,7 @@ from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import HttpProtocolOptions
 
-from agent.envoy import names, tls
+from agent.envoy import connections, names, tls
 from agent.envoy.clusters import HTTP_OPTIONS, LB_METADATA, TUNNEL_BUFFER, USABLE, http2
 from agent.envoy.inputs import Item, Scope, body
 from agent.envoy.messages import (
@@ -26,7 +26,7 @@ from agent.envoy.messages import (
 from agent.envoy.paths import DIRECT, IPSEC, REVERSE, Path, Way
 from agent.envoy.pools import CACHE
 from agent.envoy.resources import Resource, resource
-from agent.protocol.items import Edge, Gateway, Peer, shard
+from agent.protocol.items import EDGES, Edge, Gateway, Peer, shard
 from agent.protocol.overlay import OVERLAY_GATEWAY_PORT, overlay_address
 from agent.protocol.peering import PEER_AUTHORITY, PEER_HEALTH_PATH
 
@@ -59,7 +59,7 @@ def site(item: Item, scope: Scope, paths: tuple[Path, ...]) -> tuple[Resource, .
 @lru_cache(CACHE)
 def _direct(item: Item, scope: Scope) -> tuple[Resource, ...]:
     peer = body(item, Peer)
-    checked = _tunnel(_socket(peer, scope), _KEEPALIVE_MS, health_checks=[_health_check(2)], outlier_detection=_unreachable_gateways(2))
+    checked = _to_peer(peer, scope, _KEEPALIVE_MS, health_checks=[_health_check(2)], outlier_detection=_unreachable_gateways(2))
     return _gateways(names.site(peer.site_id), item, peer.site_id, peer.gateways, checked)
 
 
@@ -103,9 +103,8 @@ def _address(gateway: Gateway) -> Fields:
 @lru_cache(CACHE)
 def _clusters(item: Item, scope: Scope, ways: tuple[Way, ...]) -> tuple[Resource, ...]:
     peer = body(item, Peer)
-    socket = _socket(peer, scope)
-    inside = {"name": "inside", "match": _INSIDE, "transport_socket": tls.internal(socket)}
-    fields = _tunnel(socket, transport_socket_matches=[inside], common_lb_config=_AT_ONCE)
+    inside = {"name": "inside", "match": _INSIDE, "transport_socket": tls.internal(_socket(peer, scope))}
+    fields = _to_peer(peer, scope, transport_socket_matches=[inside], common_lb_config=_AT_ONCE)
     checked = {"health_checks": [_health_check()]} if _DIRECT in ways or _IPSEC in ways else {}
     source: Fields = {"type": "EDS", "eds_cluster_config": {"eds_config": ADS}}
     found = [resource(Cluster(name=names.site(peer.site_id), lb_subset_config=_SUBSETS, **source, **fields, **checked), [item.id])]
@@ -219,7 +218,8 @@ def edge(item: Item, scope: Scope) -> tuple[Resource, ...]:
     about_ = body(item, Edge)
     uri = names.edge_uri(scope.trust_domain, about_.site_id)
     socket = tls.to_node(uri, names.EDGE_ANCHOR_SECRET, server_name=names.relay_server_name(scope.tenant_id))
-    checked = _tunnel(socket, health_checks=[_health_check()], common_lb_config=_AT_ONCE)
+    revoked = connections.of_shard(EDGES, scope)
+    checked = _tunnel(socket, health_checks=[_health_check()], common_lb_config=_AT_ONCE, metadata=revoked)
     return _gateways(names.edge(about_.site_id), item, about_.site_id, about_.gateways, checked, "ALL")
 
 
@@ -236,6 +236,12 @@ def dialled(item: Item, gateways: tuple[Gateway, ...], uri: str, anchor: str, sc
         "transport_socket": tls.to_node(uri, anchor, alpn=(), server_name=names.tunnels_server_name(scope.tenant_id)),
     }
     return _gateways(names.tunnels(item.id.key), item, item.id.key, gateways, fields, "V4_PREFERRED")
+
+
+def _to_peer(peer: Peer, scope: Scope, keepalive_ms: int = _KEEPALIVE_AFTER_CHECK_MS, **fields: object) -> Fields:
+    """After a revocation in its shard the cluster is another one, which has to shake hands anew."""
+    revoked = connections.of_shard(scope.shard(peer.site_id, peer.tenant_id), scope)
+    return _tunnel(_socket(peer, scope), keepalive_ms, metadata=revoked, **fields)
 
 
 def _tunnel(socket: Fields, keepalive_ms: int = _KEEPALIVE_AFTER_CHECK_MS, **fields: object) -> Fields:

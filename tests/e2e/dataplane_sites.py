@@ -14,6 +14,7 @@ from typing import Any
 
 import h11
 import httpx
+from cryptography import x509
 
 from agent.envoy.bootstrap import bootstrap
 from agent.envoy.inputs import Addresses, AgentSnapshot, Endpoint, Item, ItemId, LocalState, NodeIdentity, OriginId, PeerView
@@ -92,6 +93,10 @@ def item(kind: ItemKind, key: str, body: Body) -> Item:
 def site_of(live: "LiveSite", **changed: object) -> Item:
     (known,) = [each for each in live.snapshot.items.values() if each.id.kind is ItemKind.SITE]
     return item(ItemKind.SITE, live.site_id, known.body.model_copy(update=changed))
+
+
+def serial(node: NodeIdentity) -> int:
+    return x509.load_pem_x509_certificate(node.certificate_pem.encode()).serial_number
 
 
 def pool(key: str, *sites: str, **fields: Any) -> Item:

@@ -12,6 +12,8 @@ from agent.envoy import names
 from agent.envoy.inputs import NodeIdentity
 from agent.protocol.items import ItemKind, Peer, shard
 from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEALTH_PATH
+from agent.proxy import LISTENER_DRAIN_S
+from controlplane import pki
 from tests.e2e.dataplane_sites import (
     TRUST_DOMAIN,
     Connection,
@@ -26,8 +28,10 @@ from tests.e2e.dataplane_sites import (
     item,
     listener,
     pool,
+    serial,
     site_of,
     spoken,
+    until,
     upgraded,
 )
 from tests.e2e.gateway_client import Headers, carried, client_context, connect, dial, get
@@ -225,6 +229,23 @@ async def test_streams_of_the_public_end_with_the_revocation_and_those_of_other_
     assert await spoken(stays) == b"?"
     for _, writer in (gone, stays):
         writer.close()
+
+
+async def test_who_was_revoked_is_not_called_through_the_tunnels_that_it_keeps(world: Relayed) -> None:
+    await world.uses("e", direct=False, reverse=False, f=False)
+    crl_pem = pki.revocations(world.a.trust.authority, [serial(world.b.local.node)], Trust.now())
+    world.a.knows(site_of(world.a, peer_crl_pem=crl_pem, revocations={shard(world.b.site_id): 1}))
+    await world.a.apply()
+
+    async def refused() -> bool:
+        return (await world.call()).status_code == 503
+
+    await until(refused, "b not to be called", within_s=LISTENER_DRAIN_S + 20)
+    assert await world.accepted(world.e, world.b)
+    world.a.knows(site_of(world.a, peer_crl_pem="", revocations={}))
+    await world.a.apply()
+    await world.answers()
+    await world.paths()
 
 
 async def test_a_site_that_is_revoked_is_refused_on_its_open_connections(world: Relayed, tmp_path: Path) -> None:

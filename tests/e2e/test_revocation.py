@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from cryptography import x509
 
 from agent.envoy import names
 from agent.envoy.inputs import NodeIdentity
@@ -30,6 +29,7 @@ from tests.e2e.dataplane_sites import (
     http,
     listener,
     pool,
+    serial,
     site_of,
     spoken,
     tcp,
@@ -58,10 +58,6 @@ async def world() -> AsyncIterator[World]:
         world.b.endpoints("shop/raw", "pods", [endpoint])
         await world.apply()
         yield world
-
-
-def serial(node: NodeIdentity) -> int:
-    return x509.load_pem_x509_certificate(node.certificate_pem.encode()).serial_number
 
 
 async def is_spoken_to(world: World, node: NodeIdentity, directory: Path, server_name: str = "") -> bool:
