@@ -19,7 +19,7 @@ from envoy.extensions.filters.http.set_filter_state.v3.set_filter_state_pb2 impo
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from google.protobuf.any_pb2 import Any
 
-from agent.envoy import callers, connections, names, reverse, tls
+from agent.envoy import callers, connections, names, retries, reverse, tls
 from agent.envoy.clusters import TUNNEL_BUFFER, http2
 from agent.envoy.connections import connect_route
 from agent.envoy.inputs import Addresses, Item, ItemId, Scope, body
@@ -162,11 +162,21 @@ def exports_listener() -> Resource:
 
 
 def _marked_replies() -> Fields:
-    return {"mappers": [_marked(_BROKEN_FLAGS, names.BROKEN), _marked(_UNREACHED_FLAGS, names.UNREACHED)]}
+    """The first that fits."""
+    broken = {"response_flag_filter": {"flags": _BROKEN_FLAGS}}
+    idempotent = {"header_filter": {"header": {"name": ":method", "string_match": {"safe_regex": {"regex": retries.IDEMPOTENT}}}}}
+    unreached = {"response_flag_filter": {"flags": _UNREACHED_FLAGS}}
+    return {
+        "mappers": [
+            _marked({"and_filter": {"filters": [broken, idempotent]}}, names.REPLAYABLE),
+            _marked(broken, names.BROKEN),
+            _marked(unreached, names.UNREACHED),
+        ]
+    }
 
 
-def _marked(flags: Sequence[str], value: str) -> Fields:
-    return {"filter": {"response_flag_filter": {"flags": flags}}, "headers_to_add": [header(names.MARKER, value)]}
+def _marked(filter: Fields, value: str) -> Fields:
+    return {"filter": filter, "headers_to_add": [header(names.MARKER, value)]}
 
 
 def peers_cluster(scope: Scope) -> Resource:

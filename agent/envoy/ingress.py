@@ -12,7 +12,7 @@ from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC as RbacFilter  #
 from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
 from google.protobuf.message import Message
 
-from agent.envoy import access, callers, connections, names, tls
+from agent.envoy import access, callers, connections, names, retries, tls
 from agent.envoy.gateway import RBAC_FILTER
 from agent.envoy.inputs import Item, ItemId, body
 from agent.envoy.messages import MIB, Fields, extension, flag, milliseconds, number, socket_address
@@ -106,6 +106,7 @@ def _manager(routes: str, max_header_kib: int) -> Fields:
             _where_wanted(callers.PODS_FILTER, RbacFilter()),
             _where_wanted(HEADER_MUTATION_FILTER, HeaderMutation()),
             _where_wanted(RBAC_FILTER, RbacFilter()),
+            retries.method_filter(),
         ],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": flag(False)}],
         http2_protocol_options={

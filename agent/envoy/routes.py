@@ -10,13 +10,11 @@ from envoy.config.route.v3.route_components_pb2 import VirtualHost
 from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.header_mutation.v3.header_mutation_pb2 import HeaderMutationPerRoute
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBACPerRoute
-from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
-from envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config_pb2 import PreviousPrioritiesConfig
 
-from agent.envoy import callers, names
+from agent.envoy import callers, names, retries
 from agent.envoy.gateway import RBAC_FILTER, rbac
 from agent.envoy.inputs import Item, Scope, body
-from agent.envoy.messages import Fields, extension, flag, header, literal, milliseconds, number, packed
+from agent.envoy.messages import Fields, flag, header, literal, milliseconds, number, packed
 from agent.envoy.policy import Requests, headers_of, queries_of, verdicts
 from agent.envoy.pools import CACHE, Reach
 from agent.envoy.predicates import source_ip
@@ -31,20 +29,12 @@ from agent.protocol.items import (
     HttpLoadBalancer,
     QueryMatch,
     Redirect,
-    RetryPolicy,
     Route,
     RouteMatch,
     WeightedPool,
 )
 
 HEADER_MUTATION_FILTER = "envoy.filters.http.header_mutation"
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""RFC 9110, 9.2.2."""
-_UNTOUCHED = ("connect-failure", "refused-stream")
-"""Retry conditions under which no origin has seen the request."""
-_REPLAYED = (*_UNTOUCHED, "reset")
-_SELECTIONS = 16
-"""Of a host, until a retry is content with one that was tried: by then another one is found, however little weight it has."""
 _HSTS = "max-age=31536000"
 
 
@@ -207,10 +197,12 @@ def _text(value: HeaderValue, context: _Context) -> str:
 
 
 def _route(route: Route, context: _Context) -> Iterable[Fields]:
-    """One or two Envoy routes; none if the route is for other ports."""
+    """None if the route is for other ports; two where clients are given cookies."""
     if not _on_port(route.match, context.door.port):
         return
     common = {"name": context.key, **_edits(route.headers, context)}
+    if route.forward is not None:
+        common["request_headers_to_remove"] += retries.removed_headers(route.forward.retry)
     if route.forward is not None and route.forward.auto_host_rewrite:
         common["request_headers_to_add"].append(header(names.ORIGIN_HOST_HEADER, "1"))
     if route.policy_disabled:
@@ -323,26 +315,9 @@ def _forwards(match: RouteMatch, forward: Forward, context: _Context) -> Iterabl
         return
     crosses = not all(names.is_local(cluster) for order, _ in targets for cluster in order)
     for visit in visits(forward.hash_policies or context.lb.hash_policies):
-        for conditions, action in _attempts(match, targets, forward, context):
-            yield {**conditions, "headers": [*conditions["headers"], *visit.conditions]}, visit.applied(action, crosses=crosses)
-
-
-def _attempts(
-    match: RouteMatch, targets: Sequence[tuple[tuple[str, ...], int]], forward: Forward, context: _Context
-) -> Iterable[tuple[Fields, Fields]]:
-    """Idempotent methods have a route of their own, because a broken connection may be retried only there."""
-    methods = frozenset(match.methods)
-    replayable = methods & IDEMPOTENT if methods else IDEMPOTENT
-    if replayable != methods and replayable and _retries_by_default(forward.retry):
-        narrowed = match.model_copy(update={"methods": tuple(sorted(replayable))})
-        yield _match(narrowed), _forward(targets, forward, context, idempotent=True)
-        yield _match(match), _forward(targets, forward, context, idempotent=False)
-    else:
-        yield _match(match), _forward(targets, forward, context, idempotent=methods == replayable)
-
-
-def _retries_by_default(retry: RetryPolicy) -> bool:
-    return bool(retry.num_retries) and not retry.conditions
+        conditions = _match(match)
+        action = _forward(targets, forward, context)
+        yield {**conditions, "headers": [*conditions["headers"], *visit.conditions]}, visit.applied(action, crosses=crosses)
 
 
 def _targets(pools: Iterable[WeightedPool], reaches: Mapping[str, Reach]) -> tuple[tuple[tuple[str, ...], int], ...]:
@@ -377,11 +352,11 @@ def _orders(route: Route, context: _Context) -> Iterable[tuple[str, ...]]:
         yield from (order for order, _ in _targets(route.forward.pools, context.reaches))
 
 
-def _forward(targets: Sequence[tuple[tuple[str, ...], int]], forward: Forward, context: _Context, *, idempotent: bool) -> Fields:
+def _forward(targets: Sequence[tuple[tuple[str, ...], int]], forward: Forward, context: _Context) -> Fields:
     action = {
         **_clusters(targets),
         "timeout": milliseconds(forward.timeout),
-        "retry_policy": _retry(forward.retry, idempotent=idempotent),
+        "retry_policy": retries.policy(forward.retry),
         **_host(forward),
         **_rewrite(forward),
         **_idle(forward, context.lb),
@@ -396,28 +371,6 @@ def _clusters(targets: Sequence[tuple[tuple[str, ...], int]]) -> Fields:
         return {"cluster": names.first_of(targets[0][0])}
     weighted = [{"name": names.first_of(order), "weight": number(weight)} for order, weight in targets]
     return {"weighted_clusters": {"clusters": weighted}}
-
-
-def _retry(retry: RetryPolicy, *, idempotent: bool) -> Fields:
-    """An empty policy instead of none would inherit the virtual host's; there is none."""
-    if not retry.num_retries:
-        return {}
-    conditions = {*(retry.conditions or (_REPLAYED if idempotent else _UNTOUCHED)), "retriable-headers"}
-    marked = names.marked(names.UNREACHED, names.BROKEN) if "reset" in conditions else names.marked(names.UNREACHED)
-    if retry.status_codes:
-        conditions.add("retriable-status-codes")
-    per_try = {"per_try_timeout": milliseconds(retry.per_try_timeout)} if retry.per_try_timeout else {}
-    return {
-        "retry_on": ",".join(sorted(conditions)),
-        "num_retries": number(retry.num_retries),
-        "retriable_status_codes": retry.status_codes,
-        "retriable_headers": [{"name": names.MARKER, "string_match": {"exact": value}} for value in marked],
-        "retry_priority": extension("envoy.retry_priorities.previous_priorities", PreviousPrioritiesConfig(update_frequency=1)),
-        "retry_host_predicate": [extension("envoy.retry_host_predicates.previous_hosts", PreviousHostsPredicate())],
-        "host_selection_retry_max_attempts": _SELECTIONS,
-        "retry_back_off": {"base_interval": milliseconds(retry.back_off_base), "max_interval": milliseconds(retry.back_off_max)},
-        **per_try,
-    }
 
 
 def _host(forward: Forward) -> Fields:

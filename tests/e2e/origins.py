@@ -25,7 +25,7 @@ class Origin:
     """Answers HTTP/1.1 with its name in `x-origin` and what it was asked as JSON; echoes WebSockets.
 
     `/slow` waits for `released`. `/health` is 200 or 503 as `healthy` says, everything else `status`; the first `failing` requests
-    get 503 whatever `status` is. `/forge` is answered with a header that only nodes may send.
+    get 503 whatever `status` is. `/forge` is answered with a header that only nodes may send, `/reset` not at all.
     """
 
     name: str
@@ -74,6 +74,8 @@ class Origin:
         self.seen.append(Request(method, path, headers, self.sni))
         if headers.get("upgrade") == "websocket":
             return await _echo(reader, writer)
+        if path.startswith("/reset"):
+            return False
         if path.startswith("/slow"):
             await self.released.wait()
         status = self.status

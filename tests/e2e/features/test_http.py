@@ -139,6 +139,31 @@ async def test_answers_are_retried_as_the_route_says(sites: TwoSites, first: Ori
     first.failing = 0
 
 
+@pytest.mark.parametrize("at", ["aa", "bb", "ab"])
+async def test_what_broke_is_repeated_by_its_method_or_as_the_route_says(sites: TwoSites, at: str) -> None:
+    origins = [await sites.origin(site, f"breaking-{at}-{number}") for number, site in enumerate(at)]
+    await sites.pool(f"breaking-{at}", *origins)
+
+    def own(path: str, **options: Any) -> dict[str, Any]:
+        return simple(path, f"breaking-{at}", advanced_options=options)
+
+    routes = [
+        own("/reset/never", no_retry_policy={}),
+        own("/reset/unreached", retry_policy={"num_retries": 2, "retry_condition": ["connect-failure"]}),
+        own("/reset/always", retry_policy={"num_retries": 2, "retry_condition": ["reset"]}),
+        own("/"),
+    ]
+    domain = await sites.load_balancer(f"breaking-{at}", routes=routes)
+
+    async def attempts(method: str, path: str) -> int:
+        before = sum(len(origin.seen) for origin in origins)
+        assert (await sites.call(domain, path, method)).status_code == 503
+        return sum(len(origin.seen) for origin in origins) - before
+
+    for path, got, posted in (("/reset/never", 1, 1), ("/reset/unreached", 1, 1), ("/reset/always", 3, 3), ("/reset", 3, 1)):
+        assert (await attempts("GET", path), await attempts("POST", path)) == (got, posted), path
+
+
 async def test_redirects_and_direct_responses_come_from_the_proxy(sites: TwoSites) -> None:
     def redirect(prefix: str, **how: Any) -> dict[str, Any]:
         return {"redirect_route": {"path": {"prefix": prefix}, "route_redirect": how}}
