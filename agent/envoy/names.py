@@ -67,11 +67,6 @@ PODS_STATE = "isthmus.pods"
 """Filter state: the selectors of policies that hold for the pod at the other end of a TCP connection."""
 
 
-def marked(*values: str) -> tuple[str, ...]:
-    """These values of the marker: as a destination gives them, and witnessed to be from one. Not a regex, since Envoy compiles one for each route."""
-    return (*values, *(f"{value}@http" for value in values))
-
-
 def query_header(parameter: str) -> str:
     """Header: a parameter of the query string, whose name may hold what a header's cannot."""
     return _COPIED_QUERY + parameter.encode().hex()

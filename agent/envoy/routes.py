@@ -356,7 +356,7 @@ def _forward(targets: Sequence[tuple[tuple[str, ...], int]], forward: Forward, c
     action = {
         **_clusters(targets),
         "timeout": milliseconds(forward.timeout),
-        "retry_policy": retries.policy(forward.retry),
+        "retry_policy": retries.policy(forward.retry, [order for order, _ in targets]),
         **_host(forward),
         **_rewrite(forward),
         **_idle(forward, context.lb),
