@@ -4,7 +4,6 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -88,7 +87,7 @@ class Agents:
         node = cache.view.fleet.nodes.get(node_id)
         if node is None:
             raise _unknown(node_id)
-        keys = _keys(node.public_key_pem)
+        keys = pki.load_public_keys(node.public_key_pem)
         for key in keys[:-1]:
             try:
                 return self._admitted(cache, node, _verify(call, key, now))
@@ -148,12 +147,6 @@ def judge(agent: Agent, verdict: store.Verdict) -> None:
 
 def _verify(call: Call, key: ec.EllipticCurvePublicKey, now: datetime) -> Proof:
     return verify_proof(call.token, key, method=call.method, target=call.target, now=now)
-
-
-@lru_cache(maxsize=20_000)
-def _keys(public_key_pem: str) -> tuple[ec.EllipticCurvePublicKey, ...]:
-    """The node's current key, and the one before it: the answer to a renewal may get lost."""
-    return pki.load_public_keys(public_key_pem)
 
 
 def _unknown(node_id: UUID) -> Unauthenticated:
