@@ -46,7 +46,9 @@ async def manifest(
     agent = request.agent
     await services.proofs.spend(agent)
     wait_s = 0.0 if services.stopping.is_set() else wait
-    return _answer(await services.delivery.manifest(agent.tenant_id, agent.site_id, agent.node.id, known, wait_s))
+    answer = services.delivery.manifest(agent.tenant_id, agent.site_id, agent.node.id, known, wait_s)
+    del request, agent  # a proof that is spent need not wait with its node
+    return _answer(await answer)
 
 
 @router.post(ITEMS_PATH, operation_id="isthmus.agent.Items", response_model=ItemsAnswer)

@@ -201,14 +201,14 @@ class AgentRequest:
 
 async def recognised(request: Request, services: CurrentServices, now: Now) -> AgentRequest:
     """The body is not even read before the proof is known to come from a node. Signs of life never wait in line."""
-    query = request.scope["query_string"].decode("latin-1")
+    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
     target = request.scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
     address = await _client_address(request)
-    largest = LARGEST_REPORT if request.url.path == REPORT_PATH else LARGEST_OF_AGENTS
+    largest = LARGEST_REPORT if path == REPORT_PATH else LARGEST_OF_AGENTS
     try:
         call = Call(proof_in(request.headers.get("authorization")), request.method, target)
         services.limits.check(address, partial(services.agents.knows, call))
-        async with services.gate.place() if request.url.path != HEARTBEAT_PATH else nullcontext():
+        async with services.gate.place() if path != HEARTBEAT_PATH else nullcontext():
             agent = await services.agents.recognise(call, now)
         services.allowance.spend(agent.node.id, asyncio.get_running_loop().time())
         sent = await read_bytes(request, largest)
