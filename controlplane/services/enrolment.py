@@ -26,7 +26,7 @@ from controlplane.services.authorities import Fabric, control_plane_anchor, edge
 from controlplane.services.tokens import Entrance
 from controlplane.store import nodes, registrations, tenants, tokens
 from controlplane.store.changes import raise_revision
-from controlplane.store.nodes import Node
+from controlplane.store.nodes import CertifiedNode, Node
 from controlplane.store.registrations import Registration
 from controlplane.store.tokens import Token
 
@@ -191,7 +191,7 @@ def _check_state(registration: Registration) -> None:
 # Certificates
 
 
-async def _first_certificate(session: AsyncSession, desk: Desk, name: str, key: ec.EllipticCurvePublicKey, now: datetime) -> Node:
+async def _first_certificate(session: AsyncSession, desk: Desk, name: str, key: ec.EllipticCurvePublicKey, now: datetime) -> CertifiedNode:
     revision = await raise_revision(session, desk.tenant_id)
     registration = await registrations.get(session, desk.tenant_id, name, lock=True)
     assert registration
@@ -206,9 +206,9 @@ async def _first_certificate(session: AsyncSession, desk: Desk, name: str, key: 
 
 async def _create(
     session: AsyncSession, desk: Desk, registration: Registration, key: ec.EllipticCurvePublicKey, revision: int, now: datetime
-) -> Node:
+) -> CertifiedNode:
     assert registration.site_id
-    blank = Node(
+    blank = CertifiedNode(
         id=uuid4(),
         site_id=registration.site_id,
         name=registration.node_name,
@@ -223,7 +223,9 @@ async def _create(
     return await _issue(session, desk, blank, key, pki.public_key_pem(key), revision, now)
 
 
-async def _same_certificate(session: AsyncSession, desk: Desk, node_id: UUID, key: ec.EllipticCurvePublicKey, now: datetime) -> Node:
+async def _same_certificate(
+    session: AsyncSession, desk: Desk, node_id: UUID, key: ec.EllipticCurvePublicKey, now: datetime
+) -> CertifiedNode:
     """What was answered before, or a fresh one if little of its life is left."""
     node = _same(await nodes.get(session, desk.tenant_id, node_id), key)
     if node.certificate_expires_at - now > desk.fabric.node_life / 2:
@@ -233,7 +235,7 @@ async def _same_certificate(session: AsyncSession, desk: Desk, node_id: UUID, ke
     return await _issue(session, desk, node, key, node.public_key_pem, revision, now)
 
 
-def _same(node: Node | None, key: ec.EllipticCurvePublicKey) -> Node:
+def _same(node: CertifiedNode | None, key: ec.EllipticCurvePublicKey) -> CertifiedNode:
     if node is None or node.revoked_at:
         raise Forbidden("this node was revoked")
     if node.public_key_pem != pki.public_key_pem(key):
@@ -242,8 +244,8 @@ def _same(node: Node | None, key: ec.EllipticCurvePublicKey) -> Node:
 
 
 async def _issue(
-    session: AsyncSession, desk: Desk, node: Node, key: ec.EllipticCurvePublicKey, keys_pem: str, revision: int, now: datetime
-) -> Node:
+    session: AsyncSession, desk: Desk, node: CertifiedNode, key: ec.EllipticCurvePublicKey, keys_pem: str, revision: int, now: datetime
+) -> CertifiedNode:
     role, tenant_id = ("edges", None) if desk.edge else ("tenant", desk.tenant_id)
     authority = await open_authority(session, desk.fabric.ring, tenant_id, role)
     leaves = [leaf for leaf in node.leaves if leaf[1] > now.timestamp()]
@@ -274,7 +276,7 @@ def _keys_after(known_pem: str, key: ec.EllipticCurvePublicKey) -> str:
     return new if new == current else new + current
 
 
-async def _credentials(session: AsyncSession, desk: Desk, node: Node, site_name: str) -> Credentials:
+async def _credentials(session: AsyncSession, desk: Desk, node: CertifiedNode, site_name: str) -> Credentials:
     return Credentials(
         certificate_pem=node.certificate_pem,
         tenant_id=str(desk.tenant_id),

@@ -1,6 +1,6 @@
 """Customer edges are connected to two regional edges each; here these are chosen, and moved when one is lost or drained."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -105,7 +105,7 @@ async def _candidates(database: Database, edges: Edges, heartbeats: Heartbeats, 
 
 def _candidate(
     site: Stored[Site],
-    own: list[tuple[Node, NodeStatus | None]],
+    own: Sequence[tuple[Node, NodeStatus | None]],
     gateways: tuple[Gateway, ...],
     heartbeats: Heartbeats,
     fleet: int,

@@ -28,7 +28,7 @@ from controlplane.store import authorities as store
 from controlplane.store import changes, nodes, resources, tenants
 from controlplane.store.authorities import SealedAuthority
 from controlplane.store.locks import Lock, take
-from controlplane.store.nodes import Node, NodeStatus
+from controlplane.store.nodes import CertifiedNode, NodeStatus
 from controlplane.store.session import Database, enter
 from controlplane.store.tenants import TenantRecord
 
@@ -47,7 +47,7 @@ class Member:
     tenant: str
     site: str
     edge: bool
-    node: Node
+    node: CertifiedNode
     status: NodeStatus | None
     revision: int
     """Of its tenant, at which anchors last changed."""

@@ -81,7 +81,7 @@ _SINCE = text("""
         ) END AS anchors,
         (SELECT jsonb_agg(r) FROM resources r WHERE r.tenant_id = t.id AND r.revision > :since) AS written,
         (SELECT jsonb_agg(d ORDER BY d.revision) FROM deletions d WHERE d.tenant_id = t.id AND d.revision > :since AND :since >= 0) AS deleted,
-        (SELECT jsonb_agg(n) FROM nodes n WHERE n.tenant_id = t.id AND n.revision > :since) AS nodes,
+        (SELECT jsonb_agg(to_jsonb(n) - 'certificate_pem' - 'leaves') FROM nodes n WHERE n.tenant_id = t.id AND n.revision > :since) AS nodes,
         (SELECT jsonb_object_agg(h.site_id, h.edges) FROM home_edges h WHERE h.tenant_id = t.id AND h.revision > :since) AS homes,
         (SELECT jsonb_agg(c.name) FROM public_claims c WHERE c.tenant_id = t.id) AS names
     FROM tenants t WHERE t.id = :tenant_id
@@ -146,9 +146,6 @@ def _node(row: Json) -> Node:
         site_id=UUID(row["site_id"]),
         name=row["name"],
         public_key_pem=row["public_key_pem"],
-        certificate_pem=row["certificate_pem"],
-        certificate_serial=row["certificate_serial"],
-        certificate_expires_at=datetime.fromisoformat(row["certificate_expires_at"]),
         revision=row["revision"],
         created_at=datetime.fromisoformat(row["created_at"]),
         gateways=row["gateways"],

@@ -18,13 +18,12 @@ from controlplane.store.tables import NodeRow, NodeStatusRow, TenantRow
 
 @dataclass(frozen=True)
 class Node:
+    """What replicas keep in memory of each."""
+
     id: UUID
     site_id: UUID
     name: str
     public_key_pem: str
-    certificate_pem: str
-    certificate_serial: str
-    certificate_expires_at: datetime
     revision: int
     """The tenant's revision at which key, gateways, IPsec, exports, revocation or loss last changed."""
     created_at: datetime
@@ -33,16 +32,25 @@ class Node:
     ipsec: dict[str, Any] | None = None
     """An `agent.protocol.report.IpsecAbility`, as JSON."""
     revoked_at: datetime | None = None
-    leaves: list[Any] = field(default_factory=list)
-    """Serial (hex), end (Unix seconds) and issuer (key identifier) of each certificate that it was given and that had not expired when the last
-    one was issued.
-    """
     lost_at: datetime | None = None
     """Since when its site counts as lost."""
     exports: dict[str, Any] | None = None
     """An `agent.protocol.report.MultiClusterServices`, as JSON."""
     exports_revision: int = 0
     """At which it last said so: of the nodes of a site, the last one is right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifiedNode(Node):
+    """With what it was given to prove itself to its peers."""
+
+    certificate_pem: str
+    certificate_serial: str
+    certificate_expires_at: datetime
+    leaves: list[Any] = field(default_factory=list)
+    """Serial (hex), end (Unix seconds) and issuer (key identifier) of each certificate that it was given and that had not expired when the last
+    one was issued.
+    """
 
 
 @dataclass(frozen=True)
@@ -67,25 +75,25 @@ class NodeStatus:
     """When a boot of it was last heard of that another had replaced."""
 
 
-async def add(session: AsyncSession, tenant_id: UUID, node: Node) -> None:
+async def add(session: AsyncSession, tenant_id: UUID, node: CertifiedNode) -> None:
     session.add(NodeRow(tenant_id=tenant_id, **asdict(node)))
     await session.flush()
 
 
-async def get(session: AsyncSession, tenant_id: UUID, node_id: UUID, *, lock: bool = False) -> Node | None:
+async def get(session: AsyncSession, tenant_id: UUID, node_id: UUID, *, lock: bool = False) -> CertifiedNode | None:
     """`lock` keeps others from changing it until the transaction ends."""
     query = select(NodeRow).filter_by(tenant_id=tenant_id, id=node_id)
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)
-    return value(Node, await session.scalar(query))
+    return value(CertifiedNode, await session.scalar(query))
 
 
-async def live(session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID] | None = None) -> tuple[Node, ...]:
+async def live(session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID] | None = None) -> tuple[CertifiedNode, ...]:
     """Those that are not revoked, of these sites or of all, by site and name."""
     query = select(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None)
     if site_ids is not None:
         query = query.where(NodeRow.site_id.in_(site_ids))
-    return values(Node, await session.scalars(query.order_by(NodeRow.site_id, NodeRow.name)))
+    return values(CertifiedNode, await session.scalars(query.order_by(NodeRow.site_id, NodeRow.name)))
 
 
 async def count_live(session: AsyncSession, tenant_id: UUID) -> int:
