@@ -8,7 +8,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutation_pb2 import HeaderMutation
 
 from agent.envoy.inputs import Scope
-from agent.envoy.messages import ADS, Fields, about, extension, header, milliseconds
+from agent.envoy.messages import ADS, Fields, about, extension, flag, header, milliseconds
 
 REQUEST_HEADERS_TIMEOUT_MS = 10_000
 HANDSHAKE_TIMEOUT_MS = 5_000
@@ -20,9 +20,14 @@ ENVOY_HEADERS = "x-envoy-"
 """Prefix of headers by which a client could steer timeouts and retries."""
 
 
-def manager(*, http_filters: Sequence[Fields] = (), route_config_name: str, **fields: Any) -> Fields:
-    """The filter; its routes come over ADS."""
-    router = extension("envoy.filters.http.router", Router(suppress_envoy_headers=True))
+def manager(*, http_filters: Sequence[Fields] = (), route_config_name: str, to_origins: bool = False, **fields: Any) -> Fields:
+    """The filter; its routes come over ADS.
+
+    `to_origins`: for requests of applications, of which there are many. Envoy would count each answer by code and by zone for its cluster, to throw that away,
+    since statistics of these clusters are not kept (see `bootstrap`); the access log counts them by load balancer and site.
+    """
+    counting: Fields = {"dynamic_stats": flag(value=False)} if to_origins else {}
+    router = extension("envoy.filters.http.router", Router(suppress_envoy_headers=True, **counting))
     message = HttpConnectionManager(
         rds={"config_source": ADS, "route_config_name": route_config_name},
         http_filters=[*http_filters, router],

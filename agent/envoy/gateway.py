@@ -137,6 +137,7 @@ def exports_listener() -> Resource:
     manager = connections.manager(
         stat_prefix=names.EXPORTS,
         route_config_name=names.EXPORTS,
+        to_origins=True,
         codec_type="HTTP2",
         http2_protocol_options=http2(),
         stream_idle_timeout=milliseconds(0),

@@ -89,6 +89,7 @@ def _manager(routes: str, max_header_kib: int) -> Fields:
     return connections.manager(
         stat_prefix="ingress",
         route_config_name=routes,
+        to_origins=True,
         codec_type="AUTO",
         use_remote_address=flag(True),
         internal_address_config={},
