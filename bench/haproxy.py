@@ -30,15 +30,16 @@ FAR = "listen far\n    bind {far} ssl crt {directory}/far.pem ca-file {directory
 
 def write(directory: Path, listen: str, far: str, origin: str) -> tuple[Path, Path]:
     """Certificates and the two configurations, near and far; addresses are `host:port`."""
-    directory.mkdir()
-    _certificates(directory, far.rsplit(":", 1)[0])
+    certificates(directory, far.rsplit(":", 1)[0])
     near_conf, far_conf = directory / "near.cfg", directory / "far.cfg"
     near_conf.write_text(COMMON + NEAR.format(listen=listen, far=far, directory=directory))
     far_conf.write_text(COMMON + FAR.format(far=far, origin=origin, directory=directory))
     return near_conf, far_conf
 
 
-def _certificates(directory: Path, far_host: str) -> None:
+def certificates(directory: Path, far_host: str) -> None:
+    """`ca.pem`, and with their keys `near.pem` and `far.pem`, in a new directory."""
+    directory.mkdir()
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca = _certificate("bench", ca_key, "bench", ca_key, ca=True)
     (directory / "ca.pem").write_bytes(_pem(ca))
