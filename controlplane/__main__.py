@@ -276,7 +276,10 @@ async def _tls(settings: Settings, database: Database, fabric: Fabric) -> tuple[
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     if settings.tls_cert_file:
-        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+        try:
+            context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+        except OSError as error:  # names no file
+            raise Refused(f"{settings.tls_cert_file} and {settings.tls_key_file} cannot be used for TLS: {error.strerror}") from error
         return context, ()
     issue = partial(_load_own_certificate, context, settings, database, fabric)
     return context, (partial(certificate.renew, await issue(), partial(_authority_of_servers, database, fabric), issue),)

@@ -1,9 +1,10 @@
 """What an operator may choose: options of the command line, or variables of the environment with the prefix `CONTROLPLANE_`."""
 
 import os
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 import limits
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
@@ -31,6 +32,30 @@ Proxies = Annotated[Words, AfterValidator(_are_networks)]
 """Such as `192.0.2.7, 10.0.0.0/8`."""
 
 
+def _are_urls(words: tuple[str, ...]) -> tuple[str, ...]:
+    for word in words:
+        parts = urlsplit(word)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError(f"{word!r} is not a URL such as https://control.example:8443")
+    return words
+
+
+Urls = Annotated[Words, AfterValidator(_are_urls)]
+
+
+def _is_name_server(text: str) -> str:
+    if text:
+        host, _, port = text.partition(":")
+        IPv4Address(host)
+        if not 0 < int(port or 53) < 65536:
+            raise ValueError("the port should be from 1 to 65535")
+    return text
+
+
+NameServer = Annotated[str, AfterValidator(_is_name_server)]
+"""`IPv4 address[:port]`; "" for the system's."""
+
+
 def _is_rate(text: str) -> str:
     limits.parse(text)
     return text
@@ -52,7 +77,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8443, ge=1, le=65535, description="Port to listen on.")
-    public_urls: Words = Field((), description="URLs at which agents reach the control plane, in the order to try; default: host and port.")
+    public_urls: Urls = Field((), description="URLs at which agents reach the control plane, in the order to try; default: host and port.")
     state_dir: Path = Field(
         default_factory=_default_state_dir,
         description="Directory for the embedded database, keys, the CA certificate and the operator's token.",
@@ -97,9 +122,8 @@ class Settings(BaseSettings):
 
     rate_limit: Rate = Field("6000/minute", description="Requests of one API credential, per replica.")
     failure_rate_limit: Rate = Field("60/minute", description="Requests without a valid credential from one address, per replica.")
-    public_names_resolver: str = Field(
+    public_names_resolver: NameServer = Field(
         "",
-        pattern=r"^([0-9.]{7,15}(:[0-9]{1,5})?)?$",
         description="Name server, as IPv4 address[:port], that is asked whether a public name belongs to a tenant; default: the system's.",
     )
     node_certificate_life_s: int = Field(

@@ -7,6 +7,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import URL, Connection, NullPool, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError
 
 from controlplane.store.locks import Lock
 
@@ -15,6 +16,7 @@ FIRST_SERVER_VERSION = 15
 
 _READ_AND_ADD = ("audit_log",)
 _READ = ("alembic_version",)
+_WRITTEN = "a database URL is written postgresql://user:password@host:port/database"
 
 
 class Refused(Exception):
@@ -22,8 +24,14 @@ class Refused(Exception):
 
 
 def url_of(address: str) -> URL:
-    """A database URL as SQLAlchemy wants it, whatever driver it named."""
-    return make_url(address).set(drivername="postgresql+psycopg")
+    """A database URL as SQLAlchemy wants it, whatever driver it named. Raises `Refused`, without the password in it."""
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        raise Refused(_WRITTEN) from None
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise Refused(_WRITTEN)
+    return url.set(drivername="postgresql+psycopg")
 
 
 def head() -> str:

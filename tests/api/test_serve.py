@@ -161,12 +161,31 @@ async def test_replicas_share_a_state_directory_and_survive_each_other(state_dir
         (["--log-level", "loud"], "log_level"),
         (["--rate-limit", "fast"], "rate_limit"),
         (["--trusted-proxies", "proxy.test"], "trusted_proxies"),
+        (["--public-urls", "control.test:8443"], "public_urls: Value error, 'control.test:8443' is not a URL"),
+        (["--public-urls", "https://control.test:99999"], "public_urls: Value error, Port out of range"),
+        (["--public-names-resolver", "dns.test"], "public_names_resolver"),
+        (["--public-names-resolver", "192.0.2.1:99999"], "public_names_resolver: Value error, the port should be"),
+        (["--database-url", "isthmus", "--key-encryption-key", RING], "a database URL is written postgresql://"),
+        (["--database-url", "mysql://a@localhost/b", "--key-encryption-key", RING], "a database URL is written postgresql://"),
+        (
+            ["--database-url", "postgresql://a:secret@localhost:port/b", "--key-encryption-key", RING],
+            "a database URL is written postgresql://",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused_with_a_reason(options: list[str], says: str) -> None:
     outcome = CliRunner().invoke(app, ["serve", *options])
     assert outcome.exit_code == 2
     assert says in outcome.output
+    assert "secret" not in outcome.output
+
+
+async def test_a_certificate_that_cannot_be_used_is_named(state_dir: Path, tmp_path: Path) -> None:
+    missing, empty = tmp_path / "missing.pem", tmp_path / "empty.pem"
+    empty.touch()
+    for chain in (missing, empty):
+        said = await refusal("serve", "--state-dir", str(state_dir), "--tls-cert-file", str(chain), "--tls-key-file", str(empty))
+        assert f"{chain} and {empty} cannot be used for TLS: " in said
 
 
 @pytest.mark.parametrize(("peer", "client"), [("10.1.2.3", "192.0.2.9"), ("192.0.2.1", "192.0.2.1")])
