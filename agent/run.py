@@ -13,6 +13,7 @@ from agent.discovery.kubeconfig import ClusterAccess, from_kubeconfig, in_cluste
 from agent.enrol import Applicant, enrol
 from agent.errors import Misconfigured, Retired, StorageFailed
 from agent.health import DEFAULT_PORT, answering
+from agent.log import log
 from agent.node import VERSION, Node
 from agent.protocol.enrolment import Credentials
 from agent.proxy import find_envoy
@@ -31,6 +32,7 @@ async def run(settings: Settings) -> None:
     gc.set_threshold(COLLECTED_AFTER)
     gc.freeze()
     find_envoy(settings.envoy)
+    cluster = _cluster(settings)
     _make_private(settings.sockets)
     node: Node | None = None
     probed = host_and_port(settings.health_address, DEFAULT_PORT) if settings.health_address else None
@@ -48,10 +50,7 @@ async def run(settings: Settings) -> None:
             credentials = enrolling.result()
             if credentials.kind == "regional_edge":
                 _check_edge(settings)
-            cluster = _cluster(settings, credentials)
-            for name in ("publish", "gateway_service", "leader_election"):
-                if getattr(settings, name) and cluster is None:
-                    raise Misconfigured(f"this node has no cluster: set AGENT_KUBECONFIG, or leave AGENT_{name.upper()} out")
+                cluster = None
             node = Node(settings, directory, credentials, cluster)
             try:
                 await node.serve(stopping)
@@ -90,6 +89,7 @@ def _stop_signal() -> "asyncio.Future[signal.Signals]":
 async def _credentials(settings: Settings, directory: StateDirectory) -> Credentials:
     stored = directory.credentials()
     if stored is not None:
+        log.info("registered already", site=stored.site_name, node=stored.node_name, node_id=stored.node_id)
         return stored
     applicant = Applicant(settings.site, settings.node, settings.labels, settings.latitude, settings.longitude, VERSION)
     return await enrol(directory, settings.registration_token(), settings.control_plane_urls, applicant)
@@ -101,19 +101,26 @@ def _check_edge(settings: Settings) -> None:
         raise Misconfigured("this node belongs to a regional edge, which discovers nothing: leave AGENT_KUBECONFIG out")
     if settings.advertised_gateway == NOWHERE:
         raise Misconfigured("this node belongs to a regional edge, which sites dial: AGENT_ADVERTISED_GATEWAY cannot be none")
+    if needs := _needs_cluster(settings):
+        raise Misconfigured(f"this node belongs to a regional edge, which has no cluster: leave {needs} out")
 
 
-def _cluster(settings: Settings, credentials: Credentials) -> partial[ClusterAccess] | None:
-    """How to read the access to the node's own cluster; raises `Misconfigured` if a named file is not there."""
-    if credentials.kind == "regional_edge":
-        return None
+def _needs_cluster(settings: Settings) -> str:
+    """The first variable that is set and means nothing without a cluster."""
+    return next((f"AGENT_{name.upper()}" for name in ("publish", "gateway_service", "leader_election") if getattr(settings, name)), "")
+
+
+def _cluster(settings: Settings) -> partial[ClusterAccess] | None:
+    """How to read the access to the node's own cluster; raises `Misconfigured` if a named file is not there, or there is none and has to be."""
     match settings.kubeconfig:
-        case "none":
-            return None
         case "in-cluster":
             return partial(in_cluster)
-        case "auto":
-            return partial(in_cluster) if "KUBERNETES_SERVICE_HOST" in os.environ else None
+        case "auto" if "KUBERNETES_SERVICE_HOST" in os.environ:
+            return partial(in_cluster)
+        case "auto" | "none":
+            if needs := _needs_cluster(settings):
+                raise Misconfigured(f"this node has no cluster: set AGENT_KUBECONFIG, or leave {needs} out")
+            return None
         case name:
             path = Path(name).absolute()
             if not path.is_file():

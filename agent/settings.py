@@ -4,12 +4,12 @@ import math
 import os
 import re
 import socket
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, SecretStr, field_validator, model_validator
 
 from agent.errors import Misconfigured
 from agent.protocol.items import MOST_WORKERS
@@ -20,6 +20,7 @@ NOWHERE = "none"
 _LABEL_KEY = re.compile(r"(?:(?=.{1,253}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _HOST_AND_PORT = re.compile(r"([-a-zA-Z0-9.]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
+_HOST = re.compile(r"[-_.:%a-zA-Z0-9]+")
 _MOST_LABELS = 64
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -76,7 +77,6 @@ def usable_heap_bytes(most: int) -> int:
 
 Urls = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Labels = Annotated[dict[str, str], BeforeValidator(_mapped)]
-Address = IPv4Address | IPv6Address
 
 
 class Settings(BaseModel):
@@ -92,7 +92,9 @@ class Settings(BaseModel):
     token: SecretStr | None = Field(None, description="Registration token. Needed until the node has its certificate.")
     token_file: Path | None = Field(None, description="File that holds the registration token.")
     state_dir: Path = Field(
-        default_factory=_default_state_dir, description="Keys, certificate, last known good config and Envoy's log. One agent each."
+        default_factory=_default_state_dir,
+        description="Keys, certificate, last known good config and Envoy's log. One agent each. Default: /var/lib/isthmus-agent of root, else "
+        "~/.local/state/isthmus-agent.",
     )
     run_dir: Path | None = Field(None, description="Unix sockets between agent and Envoy. Default: `run` in the state directory.")
     site: str | None = Field(
@@ -106,7 +108,10 @@ class Settings(BaseModel):
         pattern=r"^[a-z0-9]([-a-z0-9_]{0,61}[a-z0-9])?$",
         description="Name of the node, unique in its site. Default: the host's name.",
     )
-    labels: Labels = Field({}, description="Labels proposed for the site, as key=value,key=value.")
+    labels: Labels = Field(
+        {},
+        description="Labels proposed for the site, as key=value,key=value. A site that exists already keeps its own, unless a person approves the node.",
+    )
     latitude: float = Field(0.0, ge=-90, le=90, description="Where the site is, in degrees.")
     longitude: float = Field(0.0, ge=-180, le=180, description="Where the site is, in degrees.")
     gateway_address: str = Field(
@@ -125,7 +130,7 @@ class Settings(BaseModel):
         description="Service in front of the gateway, in the namespace of this pod. Peers dial its load balancer, or this machine at its node port; "
         "changes are followed. In place of an advertised gateway.",
     )
-    host_address: Address | None = Field(None, description="IP address of the machine, for the node port of the gateway's Service.")
+    host_address: IPvAnyAddress | None = Field(None, description="IP address of the machine, for the node port of the gateway's Service.")
     host_name: str | None = Field(
         None,
         max_length=253,
@@ -148,9 +153,9 @@ class Settings(BaseModel):
     forward_address: str | None = Field(
         None, description="host:port on which a regional edge carries sites' connections to the control plane. Default: it does not."
     )
-    outside_address: Address | None = Field(None, description="IP address for load balancers advertised on the outside network.")
-    inside_address: Address | None = Field(None, description="IP address for load balancers advertised on the inside network.")
-    service_address: Address | None = Field(None, description="IP address for load balancers advertised on the service network.")
+    outside_address: IPvAnyAddress | None = Field(None, description="IP address for load balancers advertised on the outside network.")
+    inside_address: IPvAnyAddress | None = Field(None, description="IP address for load balancers advertised on the inside network.")
+    service_address: IPvAnyAddress | None = Field(None, description="IP address for load balancers advertised on the service network.")
     health_address: str | None = Field(
         None, description="IP address, with or without a port (15021), on which probes are answered: /healthz and /readyz. Default: none."
     )
@@ -175,7 +180,7 @@ class Settings(BaseModel):
         le=MOST_WORKERS,
         description="Worker threads of Envoy. Default: one for each CPU that it may use.",
     )
-    drain_s: float = Field(5.0, ge=0, le=600, description="How long, when stopped, to wait for connections to end.")
+    drain_s: float = Field(5.0, ge=0, le=600, description="How long, when stopped, to wait for connections to end, in seconds.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Of the agent.")
     envoy_log_level: Literal["trace", "debug", "info", "warning", "error"] = Field(
         "warning", description="Of Envoy, in `envoy.log` of the state directory."
@@ -210,6 +215,23 @@ class Settings(BaseModel):
                 raise ValueError(f"the value of {key} cannot be one of a label: letters, digits, - _ . and at most 63 of them")
         return labels
 
+    @field_validator("gateway_address", "advertised_gateway", "advertised_ipsec", "forward_address", "health_address")
+    @classmethod
+    def _are_hosts_and_ports(cls, text: str | None) -> str | None:
+        """Here, and not when they are needed first: by then a registration token may be spent."""
+        try:
+            if text is not None:
+                host_and_port(text)
+        except Misconfigured as error:
+            raise ValueError(str(error)) from None
+        return text
+
+    @field_validator("gateway_address")
+    @classmethod
+    def _is_an_address(cls, text: str) -> str:
+        ip_address(host_and_port(text)[0])
+        return text
+
     @model_validator(mode="after")
     def _is_told_once_where_the_gateway_is(self) -> Self:
         if self.gateway_service and self.advertised_gateway:
@@ -243,6 +265,6 @@ def host_and_port(text: str, default_port: int = DEFAULT_GATEWAY_PORT) -> tuple[
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise Misconfigured(f"{text!r} is not host:port: {error}") from error
-    if not host or parts.path or parts.username is not None:
+    if not host or not _HOST.fullmatch(host) or parts.path or parts.username is not None:
         raise Misconfigured(f"{text!r} is not host:port")
     return host, port or default_port

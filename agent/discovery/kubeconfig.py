@@ -93,7 +93,9 @@ def from_kubeconfig(data: bytes, directory: Path | None = None) -> ClusterAccess
         context = _named(config, "contexts", "context", config["current-context"])
         cluster = _named(config, "clusters", "cluster", context["cluster"])
         user = _named(config, "users", "user", context["user"]) if context.get("user") else {}
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise Misconfigured(f"the kubeconfig cannot be read: it has no {error.args[0]}") from None
+    except TypeError as error:
         raise Misconfigured(f"the kubeconfig cannot be read: {_brief(error)}") from None
     _only_known(cluster, user, files=directory is not None)
     files = _Files(directory)
@@ -111,13 +113,16 @@ def from_kubeconfig(data: bytes, directory: Path | None = None) -> ClusterAccess
     )
 
 
-def _parsed(data: bytes) -> Any:
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        return yaml.safe_load(data)
+        document = yaml.safe_load(data)
     except Exception as error:  # noqa: BLE001 - there are many kinds, and the words of most show the text, secrets and all
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise Misconfigured(f"the kubeconfig cannot be read: {type(error).__name__}{where}") from None
+    if not isinstance(document, dict):
+        raise Misconfigured("the kubeconfig cannot be read: it should be a mapping with contexts, clusters and users")
+    return document
 
 
 def from_connection_info(

@@ -66,7 +66,13 @@ def test_lists_and_mappings_come_from_one_variable(monkeypatch: pytest.MonkeyPat
         ("AGENT_SITE", "-a", "site\n.*should match pattern"),
         ("AGENT_NODE", "a.b", "node\n.*should match pattern"),
         ("AGENT_CONCURRENCY", "0", "greater than or equal to 1"),
-        ("AGENT_INSIDE_ADDRESS", "host", "not a valid IPv4"),
+        ("AGENT_INSIDE_ADDRESS", "host", "inside_address\n.*not a valid IPv4 or IPv6 address"),
+        ("AGENT_GATEWAY_ADDRESS", "host", "'host' does not appear to be an IPv4 or IPv6 address"),
+        ("AGENT_GATEWAY_ADDRESS", "127.0.0.1:port", "is not host:port"),
+        ("AGENT_ADVERTISED_GATEWAY", "https://host", "is not host:port"),
+        ("AGENT_ADVERTISED_IPSEC", "a host", "is not host:port"),
+        ("AGENT_FORWARD_ADDRESS", "host:99999", "is not host:port"),
+        ("AGENT_HEALTH_ADDRESS", "127.0.0.1:health", "is not host:port"),
         ("AGENT_LATITUDE", "91", "less than or equal to 90"),
     ],
 )
@@ -121,6 +127,20 @@ def test_help_names_every_setting_with_its_variable() -> None:
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in shown
         assert f"AGENT_{name.upper()}" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--kubeconfig", "/none"], "/none (kubeconfig) is not a file"),
+        (["--publish", "true"], "no cluster: set AGENT_KUBECONFIG, or leave AGENT_PUBLISH out"),
+        (["--kubeconfig", "none", "--gateway-service", "isthmus"], "leave AGENT_GATEWAY_SERVICE out"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_told_before_a_token_is_spent(tmp_path: Path, options: list[str], says: str) -> None:
+    wrong = CliRunner().invoke(app, ["run", "--state-dir", str(tmp_path / "state"), "--token", "unread", *options])
+    assert (wrong.exit_code, says in wrong.output) == (1, True), wrong.output
+    assert not (tmp_path / "state").exists()
 
 
 def test_mistakes_end_the_program_with_their_name(tmp_path: Path) -> None:

@@ -102,6 +102,9 @@ def test_what_is_no_kubeconfig_is_refused(data: bytes) -> None:
         (b"users: !!int hunter2", "ValueError"),
         (b"users: !!int ''", "IndexError"),
         (b"current-context: {token: hunter2}\ncontexts: []", "the name of its context is no text"),
+        (b"hunter2", "should be a mapping with contexts"),
+        (b"token: hunter2", "it has no current-context"),
+        (b"current-context: there\ncontexts: []", "it has no context 'there'"),
     ],
 )
 def test_what_is_wrong_in_a_kubeconfig_is_said_without_its_secrets(data: bytes, words: str) -> None:
