@@ -6,17 +6,22 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
 
 from agent.errors import AgentError
 from agent.log import configure
 from agent.settings import Settings
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="The agent of an Isthmus node: keeps one Envoy as the control plane wants it."
+    help="The agent of an Isthmus node: keeps one Envoy as the control plane wants it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -37,8 +42,19 @@ def _with_options(*names: str) -> Callable[[Callable[[Settings], None]], Callabl
 
 
 def _option(name: str) -> Any:
-    help_ = f"{Settings.model_fields[name].description} [AGENT_{name.upper()}]"
-    return Annotated[str | None, typer.Option(f"--{name.replace('_', '-')}", help=help_, show_default=False)]
+    field = Settings.model_fields[name]
+    default = "" if field.default in (None, (), {}, PydanticUndefined) else f" Default: {str(field.default).lower()}."
+    help_ = f"{field.description}{default} [AGENT_{name.upper()}]"
+    return Annotated[
+        str | None, typer.Option(f"--{name.replace('_', '-')}", metavar=_metavar(field.annotation), help=help_, show_default=False)
+    ]
+
+
+def _metavar(annotation: Any) -> str:
+    """What is taken, as help shows it."""
+    if get_origin(annotation) is Literal:
+        return f"<{'|'.join(get_args(annotation))}>"
+    return {bool: "<true|false>", int: "<number>", float: "<number>"}.get(annotation, "<text>")
 
 
 def _settings(given: dict[str, str]) -> Settings:

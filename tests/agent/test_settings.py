@@ -129,6 +129,14 @@ def test_help_names_every_setting_with_its_variable() -> None:
         assert f"AGENT_{name.upper()}" in shown
 
 
+def test_help_says_what_is_taken_and_what_holds_otherwise() -> None:
+    shown = " ".join(CliRunner().invoke(app, ["run", "--help"]).output.split())
+    for option in ("--ipsec <auto|kernel|userspace|off>", "--publish <true|false>", "--drain-s <number>", "--site <text>"):
+        assert option in shown
+    for default in ("Default: auto.", "Default: 5.0.", "Default: false.", "Default: 0.0.0.0:15443.", "Default: info."):
+        assert default in shown
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
