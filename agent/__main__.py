@@ -89,8 +89,13 @@ def status(settings: Settings) -> None:
     except (OSError, ValueError, AgentError) as error:
         _fail(f"no agent has left a status: {error}")
     _show(said)
-    if not Path(f"/proc/{said['pid']}").exists():
-        _fail(f"the agent (process {said['pid']}) is not running any more")
+    if not _runs(said["pid"]):
+        envoy = "serves on" if _runs(said["envoy_pid"]) else "does not run either"
+        _fail(f"the agent (process {said['pid']}) is not running any more: the above is what it said last; Envoy {envoy}")
+
+
+def _runs(pid: int | None) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _show(said: dict[str, Any]) -> None:
@@ -106,22 +111,30 @@ def _show(said: dict[str, Any]) -> None:
 
 def _lines(said: dict[str, Any], now: float) -> Iterator[tuple[str, str]]:
     yield "node", f"{said['node']} of {said['kind'].replace('_', ' ')} {said['site']}, agent {said['version']}, process {said['pid']}"
-    yield "control plane", f"{said['control_plane']}, {'connected' if said['connected'] else 'away: ' + said['last_error']}"
+    away = f"away: {said['last_error'] or 'it has not answered yet'}"
+    yield "control plane", f"{said['control_plane']}, {'connected' if said['connected'] else away}"
     yield "envoy", f"{said['envoy']}, process {said['envoy_pid']}"
     yield (
         "applied",
         f"{said['applied']} at revision {said['revision']}, for {now - said['since']:.0f} s" if said["applied"] else "nothing yet",
     )
+    yield "gateway", ", ".join(said["gateways"]) or "none"
+    yield "IPsec", said["ipsec"]
     for it in said["rejected"]:
         yield "rejected", f"{it['kind']} {it['key']}: {it['reason']}"
+    names = said["names"]
     for peer in said["peers"]:
+        path = f"through {names[peer['path']]}" if peer["path"] in names else peer["path"]
         used = "in use, " if peer["in_use"] else ""
         yield (
             "peer",
-            f"{peer['site_id']} {peer['path']} {peer['state']} for {now - peer['since']:.0f} s: {used}{peer['reason']} {peer['error']}",
+            f"{names.get(peer['site_id'], peer['site_id'])} {path} {peer['state']} for {now - peer['since']:.0f} s: {used}{peer['reason']} {peer['error']}",
         )
     for edge in said["edges"]:
-        yield "edge", f"{edge['site_id']} {edge['state']} for {now - edge['since']:.0f} s, {edge['tunnels']} tunnels {edge['error']}"
+        yield (
+            "edge",
+            f"{names.get(edge['site_id'], edge['site_id'])} {edge['state']} for {now - edge['since']:.0f} s, {edge['tunnels']} tunnels {edge['error']}",
+        )
     for name, discovery in said["discoveries"].items():
         yield "discovery", f"{name} {'connected' if discovery['connected'] else discovery['reason']}"
     for warning in said["warnings"]:

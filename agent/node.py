@@ -34,7 +34,7 @@ from agent.peers import Exports, PeerServer
 from agent.pods import SitePods
 from agent.probes import Probes
 from agent.protocol.enrolment import Credentials
-from agent.protocol.items import Gateway, ItemKind, Site
+from agent.protocol.items import Edge, Gateway, ItemKind, Peer, Site
 from agent.protocol.report import DiscoveryReport, EdgeHealth, IpsecAbility, MultiClusterServices, OriginHealth, PeerHealth
 from agent.proxy import Proxy, ProxyState, find_envoy
 from agent.publish import Publishing, hindrance
@@ -383,6 +383,12 @@ class Node:
         known = len(self._reconciler.endpoints_of(pool))
         return min(known, health.healthy) if health is not None and health.total else known
 
+    def _names(self) -> dict[str, str]:
+        """Of peers and regional edges, by id."""
+        known = self._intake.current.snapshot.by_key
+        peers = {id: body(item, Peer).name for id, item in known[ItemKind.PEER].items()}
+        return peers | {id: body(item, Edge).name for id, item in known[ItemKind.EDGE].items()}
+
     def _status(self) -> dict[str, Any]:
         verdict = self.verdict
         return {
@@ -403,6 +409,7 @@ class Node:
             "rejected": [{"kind": it.kind, "key": it.key, "reason": it.reason} for it in verdict.rejected],
             "peers": [it.model_dump(include=_SHOWN) for it in self.peers],
             "edges": [it.model_dump(include=_SHOWN) for it in self.edges],
+            "names": self._names(),
             "discoveries": {it.discovery: {"connected": it.connected, "reason": it.reason} for it in self.discoveries},
             "ipsec": self._overlay.reason or "usable",
             "warnings": list(self.warnings),
