@@ -68,25 +68,30 @@ class Server(uvicorn.Server):
                 await super()._wait_tasks_to_complete()
 
 
-def with_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
-    """Give a command one option per setting; each may come from the environment as well."""
+def with_settings(*names: str) -> Callable[[Callable[[Settings], None]], Callable[..., None]]:
+    """A command that takes these settings as options; all may come from the environment as well."""
 
-    def run(**given: Any) -> None:
-        try:
-            settings = Settings(**{name: value for name, value in given.items() if value is not None})
-        except ValidationError as error:
-            _fail("; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors(include_input=False)))
-        _configure_logging(settings.log_level)
-        try:
-            command(settings)
-        except (Refused, OSError) as refusal:
-            _fail(str(refusal))
+    def decorate(command: Callable[[Settings], None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            try:
+                settings = Settings(**{name: value for name, value in given.items() if value is not None})
+            except ValidationError as error:
+                _fail(
+                    "; ".join(f"{'.'.join(map(str, one['loc'])) or 'settings'}: {one['msg']}" for one in error.errors(include_input=False))
+                )
+            _configure_logging(settings.log_level)
+            try:
+                command(settings)
+            except (Refused, OSError) as refusal:
+                _fail(str(refusal))
 
-    parameters = [_option(name, info) for name, info in Settings.model_fields.items()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
-    run.__doc__ = command.__doc__
-    run.__name__ = command.__name__
-    return run
+        parameters = [_option(name, Settings.model_fields[name]) for name in names]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+        run.__doc__ = command.__doc__
+        run.__name__ = command.__name__
+        return run
+
+    return decorate
 
 
 def _option(name: str, info: FieldInfo) -> inspect.Parameter:
@@ -105,7 +110,7 @@ def _option(name: str, info: FieldInfo) -> inspect.Parameter:
 
 
 @app.command()
-@with_settings
+@with_settings(*Settings.model_fields)
 def serve(settings: Settings) -> None:
     """Serve the API to users and agents. Without a database URL, on a Postgres of its own in the state directory."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -120,7 +125,7 @@ def serve(settings: Settings) -> None:
 
 
 @app.command()
-@with_settings
+@with_settings("state_dir", "database_url", "migration_database_url", "log_level")
 def migrate(settings: Settings) -> None:
     """Create or update the schema, and the role of the database URL with its rights; needs the migration database URL."""
     if settings.database_url and not settings.migration_database_url:
@@ -133,7 +138,7 @@ def migrate(settings: Settings) -> None:
 
 
 @app.command()
-@with_settings
+@with_settings("state_dir", "database_url", "key_encryption_key", "key_encryption_key_file", "log_level")
 def rekey(settings: Settings) -> None:
     """Seal all secrets and keys anew under the newest version of the key-encryption key.
 

@@ -80,7 +80,8 @@ class Settings(BaseSettings):
     public_urls: Urls = Field((), description="URLs at which agents reach the control plane, in the order to try; default: host and port.")
     state_dir: Path = Field(
         default_factory=_default_state_dir,
-        description="Directory for the embedded database, keys, the CA certificate and the operator's token.",
+        description="Directory for the embedded database, keys, the CA certificate and the operator's token; default: "
+        "/var/lib/isthmus-controlplane of root, else ~/.local/state/isthmus-controlplane.",
     )
     trust_domain: str = Field(
         "",
