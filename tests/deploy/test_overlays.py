@@ -214,6 +214,13 @@ def test_nothing_grants_secrets_wildcards_or_roles_of_the_cluster(name: str) -> 
     assert {each["roleRef"]["name"] for each in of_kind(parsed(name), "RoleBinding", "ClusterRoleBinding")} <= own
 
 
+def test_removal_names_all_that_is_outside_of_the_namespace() -> None:
+    overlays = [name for name, path in RIGHTS.items() if path.startswith("agent/")]
+    made = {each["metadata"]["name"] for name in overlays for each in of_kind(parsed(name), "ClusterRole", "ClusterRoleBinding")}
+    removed = (ROOT / "deploy/README.md").read_text().partition("## Removal")[2].split()
+    assert made - {*removed} == set()
+
+
 def test_the_control_plane_has_no_rights_in_its_cluster() -> None:
     objects = parsed("controlplane")
     assert not of_kind(objects, "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
