@@ -19,7 +19,7 @@ demo-check: $(INSTALLED) packages ## The demo, verified and stopped; the exit st
 test: $(INSTALLED) packages ## The whole suite, in three streams; ARGS go to pytest: make test ARGS='-k wire'
 	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
-check: gates ## Format, lint, types, imports, drift, and all tests but the end-to-end ones
+check: gates packages ## Format, lint, types, imports, drift, and all tests but the end-to-end ones
 	$(BIN)/python -m pytest -q --ignore=tests/e2e $(ARGS)
 
 gates: $(INSTALLED) ## What `check` does before its tests
@@ -56,8 +56,8 @@ lock: $(INSTALLED) ## Resolve the dependencies anew: for development, and the pa
 packages:
 	@.ci/packages
 
-clean: ## Remove what was built, and the demo's state
-	rm -rf .venv .state .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove what was built
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The stamp makes later runs cost nothing. Build isolation would fetch hatchling unhashed, so it comes from the lock too.
 $(INSTALLED): requirements.lock pyproject.toml
