@@ -54,6 +54,11 @@ def test_ipsec_adds_one_capability_and_one_device_to_the_service() -> None:
     }
 
 
+@pytest.mark.parametrize("file", [SERVICE, CONTAINER])
+def test_an_agent_is_started_again_however_often_it_fails(file: Path) -> None:
+    assert (unit(file)["Service"]["Restart"], unit(file)["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
+
+
 def test_envoy_outlives_an_agent_that_fails() -> None:
     service = unit(SERVICE)["Service"]
     assert (service["Restart"], service["KillMode"], service["RuntimeDirectoryPreserve"]) == ("always", "process", "restart")
