@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends
 
 from controlplane import pki
 from controlplane.api.deps import CurrentCaller, CurrentServices, Now, Operator, OptionalJsonBody, Services, Session
+from controlplane.api.description import asked
 from controlplane.api.requests import read
 from controlplane.auth import Caller
 from controlplane.resources.base import Value
@@ -60,7 +61,9 @@ async def add_version(
     return await _look(session, caller, role, {}, now)
 
 
-@router.post(f"{_FABRIC}/{{role}}/versions/{{version}}/switch", operation_id="isthmus.authority.Switch")
+@router.post(
+    f"{_FABRIC}/{{role}}/versions/{{version}}/switch", operation_id="isthmus.authority.Switch", openapi_extra=asked(Switch, required=False)
+)
 async def switch_version(
     role: FabricRole, version: int, body: OptionalJsonBody, caller: Operator, services: CurrentServices, session: Session, now: Now
 ) -> Json:
@@ -93,7 +96,9 @@ async def add_own_version(
     return await _look(session, caller, "tenant", manifests, now)
 
 
-@router.post(f"{_TENANT}/versions/{{version}}/switch", operation_id="isthmus.authority.SwitchOfTenant")
+@router.post(
+    f"{_TENANT}/versions/{{version}}/switch", operation_id="isthmus.authority.SwitchOfTenant", openapi_extra=asked(Switch, required=False)
+)
 async def switch_own_version(
     version: int,
     body: OptionalJsonBody,

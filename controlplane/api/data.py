@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
 from controlplane.api.deps import CurrentCaller, JsonBody, NamespaceInPath, Now, Session
-from controlplane.api.description import described
+from controlplane.api.description import asked, described
 from controlplane.api.requests import read
 from controlplane.errors import FieldError, Invalid
 from controlplane.resources.base import Flag, Value, Whole
@@ -46,7 +46,12 @@ class LogQuery(Value):
 _AUDIT_LOGS = "/{namespace}/audit_logs"
 
 
-@router.post(_AUDIT_LOGS, operation_id="ves.io.schema.log.CustomAPI.AuditLogQuery", tags=["log"], openapi_extra=described(_AUDIT_LOGS))
+@router.post(
+    _AUDIT_LOGS,
+    operation_id="ves.io.schema.log.CustomAPI.AuditLogQuery",
+    tags=["log"],
+    openapi_extra=described(_AUDIT_LOGS) | asked(LogQuery),
+)
 async def audit_logs(namespace: NamespaceInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Who changed what; by default in the last ten minutes."""
     query = read(LogQuery, body, namespace)
@@ -120,14 +125,18 @@ _GRAPH = "/{namespace}/graph/service"
 _EVERY_GRAPH = "/system/graph/all_ns_service"
 
 
-@router.post(_GRAPH, operation_id="ves.io.schema.graph.service.CustomAPI.Graph", tags=["graph"], openapi_extra=described(_GRAPH))
+@router.post(
+    _GRAPH, operation_id="ves.io.schema.graph.service.CustomAPI.Graph", tags=["graph"], openapi_extra=described(_GRAPH) | asked(GraphQuery)
+)
 async def service_graph(namespace: NamespaceInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Who called what where in one namespace: rates, errors, latencies, throughput, per node and edge. Without a selection, all of them."""
     query = read(GraphQuery, body, namespace)
     return await _graph(session, caller, namespace, query, now)
 
 
-@router.post(_EVERY_GRAPH, operation_id="ves.io.schema.graph.service.CustomAPI.AllNSServiceGraph", tags=["graph"])
+@router.post(
+    _EVERY_GRAPH, operation_id="ves.io.schema.graph.service.CustomAPI.AllNSServiceGraph", tags=["graph"], openapi_extra=asked(GraphQuery)
+)
 async def service_graph_of_all_namespaces(body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """The same for all namespaces."""
     return await _graph(session, caller, None, read(GraphQuery, body, "system"), now)

@@ -37,6 +37,18 @@ def described(path: str, kind: Kind | None = None) -> Json:
     return {"parameters": parameters} | ({"requestBody": _body(kind), "responses": {"200": _answer(kind)}} if kind else {})
 
 
+def asked(of: type[Value], *, required: bool = True) -> Json:
+    """For `openapi_extra`: a body that is no object of a kind."""
+    return {"requestBody": {"required": required, "content": _json(_inline(of))}}
+
+
+def asked_object(spec: type[Value], *, required: bool = True) -> Json:
+    """As `asked`, for a body of metadata and this spec."""
+    properties = {"metadata": {"$ref": "#/components/schemas/Metadata"}, "spec": _inline(spec)}
+    schema = {"type": "object", "required": ["metadata"] if required else [], "properties": properties}
+    return {"requestBody": {"required": required, "content": _json(schema)}}
+
+
 def install(app: FastAPI) -> None:
     """Complete the description, which is made once."""
     describe = app.openapi
@@ -59,6 +71,8 @@ def _complete(document: Json) -> None:
     document["security"] = [{"token": []}]
     for operations in document["paths"].values():
         for operation in operations.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                components["schemas"] |= _hoisted(content["schema"])
             operation["responses"].pop("422", None)  # FastAPI's own refusal; ours are all alike
             operation["responses"] |= {status: {"$ref": "#/components/responses/Refused"} for status in ("4XX", "5XX")}
 
@@ -79,6 +93,19 @@ def _answer(kind: Kind) -> Json:
 
 def _envelope(kind: Kind) -> Json:
     return {"metadata": {"$ref": "#/components/schemas/Metadata"}, "spec": {"$ref": f"#/components/schemas/{kind.type.__name__}"}}
+
+
+def _inline(of: type[Value]) -> Json:
+    """What it refers to comes with it, for `_hoisted`."""
+    return of.model_json_schema(ref_template="#/components/schemas/{model}")
+
+
+def _hoisted(schema: Json) -> Json:
+    """Takes out what an inline schema refers to, and returns it."""
+    found = schema.pop("$defs", {})
+    for inner in schema.get("properties", {}).values():
+        found |= inner.pop("$defs", {})
+    return dict(found)
 
 
 def _json(schema: Json) -> Json:

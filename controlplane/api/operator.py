@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from controlplane.api.deps import CurrentServices, JsonBody, NameInPath, Now, Operator, Session
-from controlplane.api.description import described
+from controlplane.api.description import asked, described
 from controlplane.api.requests import read
 from controlplane.resources.base import Name, Value
 from controlplane.services import tenants
@@ -20,7 +20,7 @@ class NewTenant(Value):
     name: Name
 
 
-@router.post("", operation_id="isthmus.tenant.Create")
+@router.post("", operation_id="isthmus.tenant.Create", openapi_extra=asked(NewTenant))
 async def create_tenant(body: JsonBody, caller: Operator, services: CurrentServices, session: Session, now: Now) -> Json:
     """Create a tenant with its namespaces and its certificate authority. `token` is the API token of its first administrator, shown this once."""
     wanted = read(NewTenant, body)

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from controlplane.api.deps import CurrentCaller, CurrentServices, JsonBody, Now, Operator, Session
+from controlplane.api.description import asked
 from controlplane.api.requests import read
 from controlplane.resources.base import Name, Value
 from controlplane.services import public_names
@@ -28,7 +29,7 @@ class GrantedName(Value):
     tenant: Name
 
 
-@router.post(_OWN, operation_id="isthmus.public_name.Create")
+@router.post(_OWN, operation_id="isthmus.public_name.Create", openapi_extra=asked(WantedName))
 async def prove_name(body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> Json:
     """Make a domain the tenant's, with all that is under it, if its DNS says so: a TXT record at `_isthmus.<name>` with
     `isthmus-tenant=<id of the tenant>`. Load balancers on regional edges need their domains to belong to their tenant.
@@ -51,7 +52,7 @@ async def delete_name(name: str, caller: CurrentCaller, session: Session, now: N
     return {}
 
 
-@router.post(_ALL, operation_id="isthmus.public_name.Grant")
+@router.post(_ALL, operation_id="isthmus.public_name.Grant", openapi_extra=asked(GrantedName))
 async def grant_name(body: JsonBody, caller: Operator, session: Session, now: Now) -> Json:
     """Give a name to a tenant; refused while another has it, something under it, or what it is under."""
     wanted = read(GrantedName, body)

@@ -23,7 +23,7 @@ from controlplane.api.deps import (
     Services,
     Session,
 )
-from controlplane.api.description import described
+from controlplane.api.description import asked, asked_object, described
 from controlplane.api.requests import agree, message, read
 from controlplane.auth import Caller
 from controlplane.errors import FieldError, Invalid, Unauthenticated
@@ -93,7 +93,9 @@ def _desk(services: Services, claims: TokenClaims) -> Desk:
 # Tokens
 
 
-@router.post(f"{_SYSTEM}/tokens", operation_id="ves.io.schema.token.API.Create", tags=["token"])
+@router.post(
+    f"{_SYSTEM}/tokens", operation_id="ves.io.schema.token.API.Create", tags=["token"], openapi_extra=asked_object(tokens.TokenSpec)
+)
 async def create_token(body: JsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now) -> Json:
     """Create a registration token. `spec.content` of this answer is the token; it is never shown again."""
     token, content = await tokens.create(session, caller, body, fabric=services.fabric, entrance=services.entrance, now=now)
@@ -118,7 +120,9 @@ async def get_token(name: NameInPath, caller: CurrentCaller, session: Session, n
     return _token(caller, await tokens.get(session, caller, name), now)
 
 
-@router.put(_TOKEN, operation_id="ves.io.schema.token.API.Replace", tags=["token"], openapi_extra=described(_TOKEN))
+@router.put(
+    _TOKEN, operation_id="ves.io.schema.token.API.Replace", tags=["token"], openapi_extra=described(_TOKEN) | asked_object(tokens.TokenSpec)
+)
 async def replace_token(
     name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
 ) -> Json:
@@ -142,7 +146,11 @@ _MANIFEST = f"{_TOKEN}/manifest"
 
 
 @router.post(
-    _MANIFEST, operation_id="isthmus.token.Manifest", tags=["token"], response_class=YamlResponse, openapi_extra=described(_MANIFEST)
+    _MANIFEST,
+    operation_id="isthmus.token.Manifest",
+    tags=["token"],
+    response_class=YamlResponse,
+    openapi_extra=described(_MANIFEST) | asked_object(tokens.TokenSpec, required=False),
 )
 async def create_manifest(
     name: NameInPath,
@@ -178,7 +186,12 @@ class TokenState(Value):
 _TOKEN_STATE = f"{_TOKEN}/state"
 
 
-@router.post(_TOKEN_STATE, operation_id="ves.io.schema.token.CustomAPI.ObjectState", tags=["token"], openapi_extra=described(_TOKEN_STATE))
+@router.post(
+    _TOKEN_STATE,
+    operation_id="ves.io.schema.token.CustomAPI.ObjectState",
+    tags=["token"],
+    openapi_extra=described(_TOKEN_STATE) | asked(TokenState),
+)
 async def set_token_state(name: NameInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Revoke a token, keeping its record."""
     read(TokenState, body, "system", name=name)
@@ -225,7 +238,12 @@ class ByToken(Value):
 _LIST_BY_STATE = "/api/register/namespaces/system/listregistrationsbystate"
 
 
-@router.post(_LIST_BY_STATE, operation_id="ves.io.schema.registration.CustomAPI.ListRegistrationsByState", tags=["registration"])
+@router.post(
+    _LIST_BY_STATE,
+    operation_id="ves.io.schema.registration.CustomAPI.ListRegistrationsByState",
+    tags=["registration"],
+    openapi_extra=asked(ByState),
+)
 async def list_registrations_by_state(body: JsonBody, caller: CurrentCaller, session: Session) -> Json:
     """Registrations in one state; without one, all."""
     state = read(ByState, body, "system").state
@@ -256,6 +274,7 @@ async def list_registrations_by_site(name: NameInPath, caller: CurrentCaller, se
     f"{_SYSTEM}/get-registrations-by-token",
     operation_id="ves.io.schema.registration.CustomAPI.GetRegistrationsByToken",
     tags=["registration"],
+    openapi_extra=asked(ByToken),
 )
 async def list_registrations_by_token(body: JsonBody, caller: CurrentCaller, session: Session) -> Json:
     """Registrations that one token, given by its name, brought."""
@@ -290,7 +309,7 @@ _APPROVE = f"{_SYSTEM}/registration/{{name}}/approve"
     _APPROVE,
     operation_id="ves.io.schema.registration.CustomAPI.RegistrationApprove",
     tags=["registration"],
-    openapi_extra=described(_APPROVE),
+    openapi_extra=described(_APPROVE) | asked(Approval),
 )
 async def approve_registration(
     name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, session: Session, now: Now
@@ -367,7 +386,12 @@ class SiteState(Value):
 _SITE_STATE = f"{_SYSTEM}/site/{{name}}/state"
 
 
-@router.post(_SITE_STATE, operation_id="ves.io.schema.site.CustomAPI.SetState", tags=["site"], openapi_extra=described(_SITE_STATE))
+@router.post(
+    _SITE_STATE,
+    operation_id="ves.io.schema.site.CustomAPI.SetState",
+    tags=["site"],
+    openapi_extra=described(_SITE_STATE) | asked(SiteState),
+)
 async def set_site_state(name: NameInPath, body: JsonBody, caller: CurrentCaller, session: Session, now: Now) -> Json:
     """Decommission a site: its nodes are revoked at once, and it is gone. What refers to it stays, and shows `SiteGone`."""
     read(SiteState, body, "system", name=name)

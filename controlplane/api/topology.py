@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from agent.protocol.report import IpsecTunnel
 from controlplane.api.deps import CurrentCaller, CurrentServices, JsonBody, NameInPath, Now, Services
-from controlplane.api.description import described
+from controlplane.api.description import asked, described
 from controlplane.api.requests import read
 from controlplane.auth import Caller
 from controlplane.resources.base import Value
@@ -54,7 +54,10 @@ async def site_mesh_groups(caller: CurrentCaller, services: CurrentServices, now
 
 
 @router.post(
-    _GROUP, operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshTopology", openapi_extra=described(_GROUP), response_model=Json
+    _GROUP,
+    operation_id="ves.io.schema.topology.CustomAPI.GetSiteMeshTopology",
+    openapi_extra=described(_GROUP) | asked(MeshQuery),
+    response_model=Json,
 )
 async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> JSONResponse:
     """Sites of a mesh, and each path between them as the nodes at both ends measure it."""
@@ -62,7 +65,12 @@ async def site_mesh_group(name: NameInPath, body: JsonBody, caller: CurrentCalle
     return await _answer(caller, services, now, partial(_mesh, name))
 
 
-@router.post(_SITE, operation_id="ves.io.schema.topology.CustomAPI.GetSiteTopology", openapi_extra=described(_SITE), response_model=Json)
+@router.post(
+    _SITE,
+    operation_id="ves.io.schema.topology.CustomAPI.GetSiteTopology",
+    openapi_extra=described(_SITE) | asked(SiteQuery),
+    response_model=Json,
+)
 async def site(name: NameInPath, body: JsonBody, caller: CurrentCaller, services: CurrentServices, now: Now) -> JSONResponse:
     """A site, the sites that it is joined to or talks to, and each path between them."""
     read(SiteQuery, body, "system", site=name)

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from controlplane.api.deps import CurrentCaller, JsonBody, NameInPath, NamespaceInPath, Now, OptionalJsonBody, Session
-from controlplane.api.description import described
+from controlplane.api.description import asked, described
 from controlplane.api.requests import agree, read
 from controlplane.errors import Invalid
 from controlplane.resources.base import Choice, Empty, Flag, Name, Value, Whole
@@ -164,13 +164,14 @@ class CredentialRoutes:
 
 def _add(routes: CredentialRoutes) -> None:
     many, operations = f"/{{namespace}}/{routes.collection}", f"ves.io.schema.{routes.collection[:-1]}.CustomAPI"
-    for verb, method, path, endpoint in (
-        ("Create", "POST", many, routes.create),
-        ("List", "GET", many, routes.list),
-        ("Get", "GET", f"{many}/{{name}}", routes.get),
-        ("Revoke", "POST", f"/{{namespace}}/revoke/{routes.collection}", routes.revoke),
-        ("Renew", "POST", f"/{{namespace}}/renew/{routes.collection}", routes.renew),
-        ("Activate", "POST", f"/{{namespace}}/activate/{routes.collection}", routes.activate),
+    new = asked(NewServiceCredential if routes.service else NewApiCredential)
+    for verb, method, path, endpoint, body in (
+        ("Create", "POST", many, routes.create, new),
+        ("List", "GET", many, routes.list, {}),
+        ("Get", "GET", f"{many}/{{name}}", routes.get, {}),
+        ("Revoke", "POST", f"/{{namespace}}/revoke/{routes.collection}", routes.revoke, asked(CredentialRequest)),
+        ("Renew", "POST", f"/{{namespace}}/renew/{routes.collection}", routes.renew, asked(CredentialRequest)),
+        ("Activate", "POST", f"/{{namespace}}/activate/{routes.collection}", routes.activate, asked(CredentialRequest)),
     ):
         router.add_api_route(
             path,
@@ -178,7 +179,7 @@ def _add(routes: CredentialRoutes) -> None:
             methods=[method],
             operation_id=f"{operations}.{verb}",
             tags=["credential"],
-            openapi_extra=described(path),
+            openapi_extra=described(path) | body,
         )
 
 

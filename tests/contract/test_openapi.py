@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,31 @@ def test_every_reference_resolves(document: dict[str, object]) -> None:
             assert isinstance(target, dict)
             assert step in target, reference
             target = target[step]
+
+
+OF_AGENTS = ("/api/agent/", "/api/register/registerBootstrap", "/api/register/requestConfig")
+"""Their wire is `agent/protocol`."""
+
+
+def test_whoever_sends_a_body_is_told_what_it_has(document: dict[str, Any]) -> None:
+    without = {
+        path
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if method in ("post", "put") and "requestBody" not in operation and not path.startswith(OF_AGENTS)
+    }
+    assert without == {
+        "/api/operator/authorities/{role}/versions",
+        "/api/register/namespaces/system/authority/versions",
+        "/api/web/namespaces/{name}/cascade_delete",
+    }, "these alone have nothing to say"
+
+
+def test_a_token_is_described_as_any_object(document: dict[str, Any]) -> None:
+    create = document["paths"]["/api/register/namespaces/system/tokens"]["post"]
+    properties = create["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert properties["metadata"] == {"$ref": "#/components/schemas/Metadata"}
+    assert set(properties["spec"]["properties"]) == {"type", "site_name", "max_uses", "expiration_seconds", "auto_approve"}
 
 
 def test_operations_have_names_of_their_own() -> None:
