@@ -97,6 +97,8 @@ class Between:
     """Names of groups of spokes that both belong to, which does not join them."""
     fallback: bool
     """Whether regional edges may stand in."""
+    at_edges: bool
+    """Whether the destination has regional edges that it keeps tunnels to."""
     has_gateway: bool
     """Whether the destination has an address that can be dialled."""
     encapsulations: frozenset[str]
@@ -198,6 +200,7 @@ class Observed:
             meshes=tuple(key.name for key, mesh in meshes if mesh.joins(one, other)),
             together=tuple(key.name for key, mesh in meshes if mesh.hubs is not None and {one, other} <= mesh.members),
             fallback=self.topology.fallback(one, other),
+            at_edges=bool(self.view.fleet.observations.homes.get(other)),
             has_gateway=bool(self.view.fleet.observations.gateways.get(other)),
             encapsulations=self.topology.encapsulations(one, other),
             no_ipsec=self.no_ipsec(source) or self.no_ipsec(destination),

@@ -48,7 +48,9 @@ def _why(between: Between, used: list[Link]) -> str:
         return "no path has answered yet"
     if between.encapsulations == {IPSEC} and between.no_ipsec:
         return f"the tunnel must be IPsec, and {between.no_ipsec}"
-    return f"{source} has not told of any path to {destination} yet" if between.meshes or between.fallback else "there is none"
+    if between.meshes or between.at_edges:
+        return f"{source} has not told of any path to {destination} yet"
+    return f"there is none: no site mesh group joins both, and {destination} has no regional edge"
 
 
 def _remedy(between: Between) -> str:

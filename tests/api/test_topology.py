@@ -130,6 +130,18 @@ async def test_a_path_is_explained_with_what_would_make_it_direct(app: FastAPI, 
         assert (await user.get(f"{TOPOLOGY}/path", params={"from": "a", "to": "c"})).status_code == 404
 
 
+async def test_sites_that_nothing_joins_are_told_so(app: FastAPI, user: httpx.AsyncClient) -> None:
+    """Not that they should wait."""
+    async with admitted(app, user, "a") as a, admitted(app, user, "b") as b:
+        await call(app, user, a, b)
+        await tell(app, a)
+        assert (await why(user, "a", "b"))["why"] == "there is none: no site mesh group joins both, and b has no regional edge"
+        await select(user, all="ves.io/siteName in (a, b)")
+        await created(user, group("mesh", "all", full_mesh={}))
+        await caught_up(app, tenant_of(a))
+        assert (await why(user, "a", "b"))["why"] == "a has not told of any path to b yet"
+
+
 async def test_ipsec_is_told_with_its_tunnels_and_why_there_is_none(app: FastAPI, user: httpx.AsyncClient) -> None:
     async with admitted(app, user, "a") as a, admitted(app, user, "b") as b:
         await select(user, all="ves.io/siteName in (a, b)")
