@@ -56,6 +56,8 @@ M = TypeVar("M", bound=Message)
 
 WAIT_S = 25
 """Of one long poll."""
+HEARTBEAT_S = 4.0
+"""For the answer to a heartbeat: from a control plane that is frozen, the next one is reached within the least lease, of 9 s."""
 LOOK_BACK_S = 30.0
 """Between two looks for an earlier URL, while a later one is in use. It has to answer twice, so there is at most one return a minute."""
 SKEW_NOTICED_S = 5.0
@@ -203,13 +205,13 @@ class ControlPlane:
         return {ref: base64.b64decode(body) for ref, body in answer.secrets.items()}
 
     async def heartbeat(self, body: Heartbeat) -> HeartbeatAnswer:
-        return await self._post(HEARTBEAT_PATH, body, HeartbeatAnswer)
+        return await self._post(HEARTBEAT_PATH, body, HeartbeatAnswer, HEARTBEAT_S)
 
     async def report(self, body: Report) -> None:
         await self._send("POST", REPORT_PATH, body.model_dump_json(exclude_none=True).encode())
 
-    async def _post(self, path: str, body: Message, answer: type[M]) -> M:
-        return _parsed(await self._send("POST", path, body.model_dump_json().encode()), answer)
+    async def _post(self, path: str, body: Message, answer: type[M], read_s: float = 15.0) -> M:
+        return _parsed(await self._send("POST", path, body.model_dump_json().encode(), read_s), answer)
 
     def _move(self, index: int) -> None:
         self._current, self._found = index, None

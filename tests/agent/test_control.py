@@ -14,7 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from agent.control import ControlPlane, Signer, source_address, token_claims
+from agent.control import HEARTBEAT_S, ControlPlane, Signer, source_address, token_claims
 from agent.errors import Busy, Misconfigured, NotRecognised, Refused, Retired, Unreachable
 from agent.protocol.enrolment import CA_PATH
 from agent.protocol.manifest import MANIFEST_PATH, ManifestAnswer
@@ -141,6 +141,30 @@ async def test_a_preferred_url_that_answers_every_other_time_is_not_returned_to(
     await until(looked_often, "the preferred URL to be looked at six times")
     assert used == {"https://two"}
     await plane.close()
+
+
+async def test_a_heartbeat_does_not_wait_for_a_control_plane_that_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections as ever, and the other one has to hear of the node before its lease of nine seconds is over."""
+    done = asyncio.Event()
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await done.wait()
+        writer.close()
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = HeartbeatAnswer(pace_s=3, now=0).model_dump_json()
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode())
+        writer.close()
+
+    assert HEARTBEAT_S < 9 - 3
+    monkeypatch.setattr("agent.control.HEARTBEAT_S", 0.2)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as frozen, await asyncio.start_server(answering, "127.0.0.1", 0) as other:
+        plane = ControlPlane([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in (frozen, other)])
+        async with asyncio.timeout(5):
+            assert (await plane.heartbeat(BEAT)).pace_s == 3
+        await plane.close()
+        done.set()
 
 
 async def test_when_nobody_answers_it_says_who_was_asked() -> None:
