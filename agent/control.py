@@ -239,7 +239,7 @@ class ControlPlane:
             to, http = _Address.of(url), self._http
             extensions = {"timeout": httpx2.Timeout(5.0).as_dict(), **to.extensions}
             request = http.build_request("GET", to.url + CA_PATH, headers=to.headers, extensions=extensions)
-            with suppress(httpx2.TransportError):
+            with suppress(httpx2.RequestError):
                 if (await self._sent(http, request)).is_success:
                     return url
         return None
@@ -263,7 +263,7 @@ class ControlPlane:
             response = await self._attempt(url, method, path, body, read_s)
             if response.status_code == 401 and _AGAIN.intersection(_failure(response).reasons):
                 response = await self._attempt(url, method, path, body, read_s)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise Unreachable(f"{url}: {_words(error)}") from error
         if response.status_code == 429 or response.status_code >= 500:
             raise Busy(f"{url}: {_failure(response)}", _retry_after_s(response))
@@ -334,7 +334,7 @@ def _refusal(reasons: Sequence[str], scheme: str) -> type[Refused]:
     return NotRecognised if {_UNKNOWN, _REVOKED}.intersection(reasons) else Refused
 
 
-def _words(error: httpx2.TransportError) -> str:
+def _words(error: httpx2.RequestError) -> str:
     """Some of httpx2's errors have no text."""
     return str(error) or type(error).__name__
 
@@ -381,7 +381,7 @@ async def pinned_anchors(urls: Sequence[str], pin: str) -> str:
             try:
                 to = _Address.of(url)
                 response = await http.get(to.url + CA_PATH, headers=to.headers, extensions=to.extensions)
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 failure = Unreachable(f"{url}: {_words(error)}")
                 continue
             if not response.is_success:

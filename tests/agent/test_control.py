@@ -167,6 +167,17 @@ async def test_a_heartbeat_does_not_wait_for_a_control_plane_that_is_frozen(monk
         done.set()
 
 
+async def test_an_answer_that_cannot_be_decoded_is_none() -> None:
+    """Of a proxy in between, say: it must not end the agent."""
+
+    class Garbled(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx2.ByteStream(b"no gzip"), request=request)
+
+    with pytest.raises(Unreachable, match="https://one"):
+        await ControlPlane(["https://one"], transport=Garbled()).heartbeat(BEAT)
+
+
 async def test_when_nobody_answers_it_says_who_was_asked() -> None:
     def answer(request: httpx2.Request) -> httpx2.Response:
         raise httpx2.ConnectTimeout("")
