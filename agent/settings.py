@@ -7,7 +7,7 @@ import socket
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyAddress, SecretStr, field_validator, model_validator
 
@@ -197,7 +197,7 @@ class Settings(BaseModel):
     def _are_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
             parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if parts.scheme not in ("http", "https") or not _can_be_dialled(parts):
                 raise ValueError(f"{url!r} is not a URL such as https://control.example:8443")
             if "#" in url and not _HOST_AND_PORT.fullmatch(parts.fragment):
                 raise ValueError(f"{url!r} does not name its regional edge as #host:port")
@@ -256,6 +256,14 @@ class Settings(BaseModel):
             return self.token_file.read_text().strip()
         except OSError as error:
             raise Misconfigured(f"the token cannot be read from {self.token_file}: {error.strerror}") from error
+
+
+def _can_be_dialled(url: SplitResult) -> bool:
+    """Whether it has a host that can be looked up, and a port, if any, that there may be."""
+    try:
+        return bool((url.hostname or "").encode("idna")) and url.port != 0
+    except ValueError:
+        return False
 
 
 def host_and_port(text: str, default_port: int = DEFAULT_GATEWAY_PORT) -> tuple[str, int]:

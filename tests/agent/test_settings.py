@@ -57,6 +57,8 @@ def test_lists_and_mappings_come_from_one_variable(monkeypatch: pytest.MonkeyPat
     ("name", "value", "says"),
     [
         ("AGENT_CONTROL_PLANE_URLS", "one:8443", "is not a URL"),
+        ("AGENT_CONTROL_PLANE_URLS", "https://one..example,https://two", "https://one..example' is not a URL"),
+        ("AGENT_CONTROL_PLANE_URLS", "https://one:84430", "is not a URL"),
         ("AGENT_CONTROL_PLANE_URLS", "https://one#edge", "does not name its regional edge"),
         ("AGENT_LABELS", "region", "key=value"),
         ("AGENT_LABELS", "a b=c", "is not the key of a label"),
