@@ -36,6 +36,8 @@ from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEAL
 RBAC_FILTER = "envoy.filters.http.rbac"
 _RETRIES_HERE = 2
 _BROKEN_FLAGS = ("UC", "UR", "LR", "UPE")
+_MOST_HEADERS, _MOST_HEADERS_KIB = 1_000, 1_024
+"""Of a request inside: as many and as large as any that was let in where it entered, with all that load balancer, policies and nodes have added since."""
 _UNREACHED_FLAGS = ("UF", "UH", "UO", "NC", "NR")
 """Response flags of local replies. Retries here follow only on failures to connect and refused streams, so these alone mean that no origin was reached."""
 
@@ -144,6 +146,8 @@ def exports_listener() -> Resource:
         use_remote_address={"value": False},
         skip_xff_append=True,
         generate_request_id={"value": False},
+        common_http_protocol_options={"max_headers_count": number(_MOST_HEADERS)},
+        max_request_headers_kb=number(_MOST_HEADERS_KIB),
         upgrade_configs=[{"upgrade_type": "websocket"}],
         early_header_mutation_extensions=connections.early_mutations(
             connections.without_prefix(connections.ENVOY_HEADERS),

@@ -268,9 +268,10 @@ class Pod:
     name: str
     endpoint: Endpoint
     seen: list[dict[str, Any]] = field(default_factory=list)
+    most_header_bytes: int = 64 << 10
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h11.Connection(h11.SERVER)
+        connection = h11.Connection(h11.SERVER, self.most_header_bytes)
         try:
             while (request := await _request(connection, reader)) is not None:
                 if not await self._answer(connection, request, reader, writer):

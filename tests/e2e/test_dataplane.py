@@ -92,6 +92,18 @@ async def test_ambiguous_requests_are_refused(world: World, path: str, headers: 
     assert (await world.call("shop.test", path, headers=headers)).status_code == 400
 
 
+async def test_a_request_that_one_site_lets_in_is_not_too_large_for_the_next(world: World) -> None:
+    added = HeaderEdits(request_add=tuple(HeaderValue(name=f"x-added-{number}", value="v" * 8_096) for number in range(32)))
+    host = await world.single_pool("large", world.b, lb={"max_request_header_kib": 96, "headers": added})
+    world.b.endpoints("shop/large", "pods", [world.pods["b1"].endpoint])
+    world.pods["b1"].most_header_bytes = 1 << 20
+    await world.apply()
+    await world.answers(host)
+    for count, length in ((90, 8), (10, 9_000)):
+        reply = await world.call(host, headers={f"x-h-{number}": "v" * length for number in range(count)})
+        assert reply.status_code == 200, (count, length)
+
+
 async def test_clients_never_see_the_marker(world: World) -> None:
     reply = await world.call("shop.test", "/marker")
     assert reply.status_code == 200
