@@ -22,6 +22,7 @@ from agent.envoy.problems import Unrenderable
 from agent.envoy.resources import Part, part
 from agent.envoy.stickiness import hashed_cookies, visits
 from agent.protocol.items import (
+    DirectResponse,
     Forward,
     HeaderEdits,
     HeaderMatch,
@@ -36,6 +37,8 @@ from agent.protocol.items import (
 
 HEADER_MUTATION_FILTER = "envoy.filters.http.header_mutation"
 _HSTS = "max-age=31536000"
+_BODILESS = frozenset({204, 304})
+"""Statuses after which HTTP/1 knows no body; RFC 9112, 6.3."""
 
 
 class Door(NamedTuple):
@@ -223,9 +226,15 @@ def _actions(route: Route, context: _Context) -> Iterable[tuple[Fields, Fields]]
     elif route.redirect is not None:
         yield _match(route.match), {"redirect": _redirect(route.redirect, context.door)}
     elif route.response is not None:
-        yield _match(route.match), {"direct_response": {"status": route.response.status, "body": {"inline_string": route.response.body}}}
+        yield _match(route.match), {"direct_response": _answer(route.response)}
     elif route.forward is not None:
         yield from _forwards(route.match, route.forward, context)
+
+
+def _answer(response: DirectResponse) -> Fields:
+    """Envoy would send a body after any status, and a client take it for the beginning of the next answer."""
+    body = {} if response.status in _BODILESS else {"body": {"inline_string": response.body}}
+    return {"status": response.status, **body}
 
 
 def _match(match: RouteMatch) -> Fields:

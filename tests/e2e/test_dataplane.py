@@ -473,6 +473,17 @@ async def test_routes_match_rewrite_redirect_and_answer(world: World) -> None:
     assert (beta.json()["headers"]["host"], beta.json()["headers"]["x-added"]) == ("inner.test", "100%")
 
 
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_that_has_no_body_does_not_spoil_the_next_one_on_its_connection(world: World, status: int) -> None:
+    route = Route(match=RouteMatch(path="/nothing"), response=DirectResponse(status=status, body="something"))
+    world.listens(http(f"shop/bodiless-{status}", f"bodiless-{status}.test", route, forward("shop/cart")))
+    for site in (world.b, world.c):
+        site.knows(export("shop/cart", world.use("shop/front"), world.use(f"shop/bodiless-{status}")))
+    await world.apply()
+    for path, expected in (("/nothing", status), ("/", 200)):
+        assert (await world.call(f"bodiless-{status}.test", path)).status_code == expected
+
+
 async def test_web_sockets_cross_when_the_route_allows_them(world: World) -> None:
     allowed = Route(match=RouteMatch(prefix="/ws"), forward=forward("shop/sockets", web_socket=True))
     world.shared(pool("shop/sockets", world.b.site_id))
