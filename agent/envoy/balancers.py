@@ -63,15 +63,27 @@ def _http(bind: Bind, items: Sequence[Item], sources: Sources, output: Output, d
 
 def _https(bind: Bind, items: Sequence[Item], sources: Sources, output: Output, demand: _Demand) -> None:
     chains: list[Item] = []
-    for item in _load_balancers_on(items, sources, output):
+    load_balancers = [*_load_balancers_on(items, sources, output)]
+    domains = tuple([domain for item in load_balancers for domain in body(item, HttpLoadBalancer).domains])
+    for item in load_balancers:
         part = _host(item, Door(bind.port, tls=True, https_port=bind.port), sources, output, demand)
         if part is None or not _put_certificates(item, sources, output):
             continue
         chains.append(item)
         name = ingress.https_routes_name(bind, item.id.key)
-        output.put(assembled(ROUTES, name, [ingress.routes_head(name), part.value], [item.id, *part.policies]))
+        elsewhere = _elsewhere(body(item, HttpLoadBalancer).domains, domains)
+        hosts = [part.value, *([ingress.misdirected(elsewhere)] if elsewhere else [])]
+        output.put(assembled(ROUTES, name, [ingress.routes_head(name), *hosts], [item.id, *part.policies]))
     if chains:
         output.put(ingress.https_listener(bind, tuple(chains), frozenset(item.id for item in (*items, *chains))))
+
+
+def _elsewhere(own: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
+    """Domains, sorted, that are not a load balancer's own, although requests for them may come on its connections: of all that its port has, those under a wildcard of its own."""
+    suffixes = tuple([domain.removeprefix("*") for domain in own if domain.startswith("*")])
+    if not suffixes:
+        return ("*",)
+    return tuple(sorted({"*", *(domain for domain in every if domain.endswith(suffixes))} - set(own)))
 
 
 def _load_balancers_on(items: Iterable[Item], sources: Sources, output: Output) -> Iterable[Item]:

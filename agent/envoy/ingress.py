@@ -134,6 +134,16 @@ def _where_wanted(name: str, filter: Message) -> Fields:
 
 
 @lru_cache(CACHE)
+def misdirected(domains: tuple[str, ...]) -> Part:
+    """A virtual host for what belongs on another connection.
+
+    Browsers take one connection for all names that its certificate has, whichever load balancers they are of; upon 421 they try a new one.
+    """
+    route = {"match": {"prefix": "/"}, "direct_response": {"status": 421}}
+    return part(RouteConfiguration(virtual_hosts=[{"name": "misdirected", "domains": domains, "routes": [route]}]))
+
+
+@lru_cache(CACHE)
 def routes_head(name: str) -> Part:
     """A RouteConfiguration without virtual hosts, which are appended to it. Origins cannot send the marker to clients.
 

@@ -303,9 +303,25 @@ async def test_two_load_balancers_share_a_tls_port_by_server_name(sites: TwoSite
     assert answers[0].headers["strict-transport-security"].startswith("max-age=")
     assert "strict-transport-security" not in answers[1].headers
     assert answers[0].json()["headers"]["x-forwarded-proto"] == "https"
-    assert (await over_tls(sites, authority, one, sni=two)).status_code in {404, 421}
+    assert (await over_tls(sites, authority, one, sni=two)).status_code == 421
     with pytest.raises(httpx.TransportError):
         await over_tls(sites, authority, "nobody.test")
+
+
+async def test_a_request_on_the_connection_of_another_load_balancer_is_sent_to_a_new_one(sites: TwoSites) -> None:
+    """As browsers have it, which take a connection for all names of its certificate."""
+    authority, port = Authority.create(), 8444
+    any_, own = "any.tls-wild.test", "own.tls-wild.test"
+    for name, origin, domain in (("tls-wild", "first", "*.tls-wild.test"), ("tls-own", "second", own)):
+        await sites.load_balancer(name, origin, domains=[domain], **https(authority.issue(domain), port))
+    answers = [await over_tls(sites, authority, domain, sni=sni, port=port) for domain in (any_, own) for sni in (any_, own)]
+    assert [answer.headers.get("x-origin", answer.status_code) for answer in answers] == ["first", 421, 421, "second"]
+
+
+async def test_a_load_balancer_for_every_name_is_alone_at_its_tls_port(sites: TwoSites) -> None:
+    authority = Authority.create()
+    await sites.load_balancer("tls-all", "first", domains=["*"], **https(authority.issue("all.test"), 8445))
+    assert (await over_tls(sites, authority, "unheard-of.test", sni="all.test", port=8445)).headers["x-origin"] == "first"
 
 
 async def test_the_private_key_of_a_certificate_is_not_read_back(sites: TwoSites) -> None:
