@@ -16,6 +16,8 @@ from envoy.config.route.v3.route_pb2 import RouteConfiguration
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC as RbacFilter  # noqa: N811  # RBAC is the name of two messages
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBACPerRoute
 from envoy.extensions.filters.http.set_filter_state.v3.set_filter_state_pb2 import Config as SetFilterState
+from envoy.extensions.http.original_ip_detection.custom_header.v3.custom_header_pb2 import CustomHeaderConfig
+from envoy.extensions.http.original_ip_detection.xff.v3.xff_pb2 import XffConfig
 from envoy.extensions.retry.host.previous_hosts.v3.previous_hosts_pb2 import PreviousHostsPredicate
 from google.protobuf.any_pb2 import Any
 
@@ -145,6 +147,7 @@ def exports_listener() -> Resource:
         stream_idle_timeout=milliseconds(0),
         use_remote_address={"value": False},
         skip_xff_append=True,
+        original_ip_detection_extensions=_clients(),
         generate_request_id={"value": False},
         common_http_protocol_options={"max_headers_count": number(_MOST_HEADERS)},
         max_request_headers_kb=number(_MOST_HEADERS_KIB),
@@ -164,6 +167,14 @@ def exports_listener() -> Resource:
         filter_chains=[{"filters": [manager]}],
     )
     return resource(message, [])
+
+
+def _clients() -> list[Fields]:
+    """Where the client's address is: policies go by it also where a load balancer keeps it from origins."""
+    return [
+        extension("envoy.http.original_ip_detection.custom_header", CustomHeaderConfig(header_name=names.CLIENT_HEADER)),
+        extension("envoy.http.original_ip_detection.xff", XffConfig()),
+    ]
 
 
 def _marked_replies() -> Fields:

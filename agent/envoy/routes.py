@@ -146,6 +146,7 @@ def _guards(lb: HttpLoadBalancer, policies: tuple[Item, ...], pods: callers.Know
     )
     copies = {
         **({names.PODS_HEADER: callers.WORD} if pods else {}),
+        names.CLIENT_HEADER: "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
         names.PATH_HEADER: "%PATH(NQ)%",
         names.HOST_HEADER: "%REQ(:AUTHORITY)%",
         **{names.COPIED_HEADERS + name: f"%REQ({_argument(name)})%" for name in headers_of(policies)},

@@ -360,6 +360,22 @@ async def test_the_destination_judges_by_source_site_and_client_address(world: W
         await until(judged, name)
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+async def test_the_destination_knows_a_client_whose_address_origins_are_not_told(world: World, hidden: bool) -> None:
+    key, host = f"shop/known-{hidden}", f"known-{hidden}.test"
+    edits = HeaderEdits(request_remove=("x-forwarded-for",) if hidden else ())
+    told = (await world.call("shop.test")).json()["headers"]["x-forwarded-for"]
+    rules = policy(key, PolicyRule(name="any", action="ALLOW", prefixes=("0.0.0.0/0",)))
+    world.shared(pool(key, world.b.site_id), rules)
+    world.listens(http(key, host, forward(key), policies=(key,), headers=edits))
+    world.b.knows(export(key, world.use(key, policies=(key,))))
+    world.b.endpoints(key, "pods", [world.pods["b1"].endpoint])
+    await world.apply()
+    seen = (await world.answers(host)).json()["headers"]
+    assert seen.get("x-forwarded-for") == (None if hidden else told)
+    assert not [name for name in seen if name.startswith("x-isthmus-")]
+
+
 WEB, SHOP = labelled("app", "web"), labelled(NAMESPACE_LABEL, "shop")
 
 
