@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, takewhile
@@ -11,8 +11,9 @@ from itertools import chain, takewhile
 from agent.discovery.dns import FollowedNames
 from agent.discovery.kubeconfig import ClusterAccess, from_item
 from agent.discovery.kubernetes import MAX_REASON, WatchedCluster
-from agent.discovery.table import ServiceTable, needed_names, resolve
+from agent.discovery.table import Names, ServiceTable, needed_names, resolve
 from agent.envoy.inputs import AgentSnapshot, Endpoint, Item, OriginId, body
+from agent.envoy.pools import last
 from agent.errors import Misconfigured
 from agent.protocol.items import Discovery, ItemKind, Origin, OriginPool
 from agent.protocol.report import DiscoveryReport
@@ -98,11 +99,7 @@ class SiteOrigins:
         self._clusters[key] = _Followed(cluster, lasting(cluster.run, f"cluster {key}", cluster.failed), hash)
 
     def _follow_names(self, snapshot: AgentSnapshot) -> None:
-        tables = self._tables
-        wanted: dict[str, float] = {}
-        for _, origin in self._origins(snapshot):
-            for name in needed_names(origin, tables):
-                wanted[name] = float(origin.refresh_interval_s)
+        wanted = _names(snapshot.by_kind[ItemKind.ORIGIN_POOL], self.site_id, self._tables)
         if wanted != self._asked:
             if wanted.keys() - self._asked.keys():
                 self._asked_anew = time.monotonic()
@@ -113,12 +110,14 @@ class SiteOrigins:
         self, snapshot: AgentSnapshot, before: Mapping[OriginId, tuple[Endpoint, ...]]
     ) -> Mapping[OriginId, tuple[Endpoint, ...]]:
         """What is not known yet, or of which a part is not, is as it was before."""
-        tables, names = self._tables, self._names.addresses
-        found = {id: resolve(origin, tables, names) for id, origin in self._origins(snapshot)}
-        for id, origin in self._origins(snapshot):
-            if not found[id] and id in before and self._is_unknown(origin):
-                found[id] = before[id]
-        return found
+        pools = snapshot.by_kind[ItemKind.ORIGIN_POOL]
+        found = _endpoints(pools, self.site_id, self._tables, dict(self._names.addresses))
+        if all(found.values()):
+            return found
+        held = {
+            id: before[id] for id, origin in _dialled(pools, self.site_id) if id in before and not found[id] and self._is_unknown(origin)
+        }
+        return {**found, **held}
 
     def _is_unknown(self, origin: Origin) -> bool:
         if origin.type == "k8s_service" and self._is_unread(origin.service or ""):
@@ -131,10 +130,6 @@ class SiteOrigins:
         clusters = [it.cluster for it in self._clusters.values() if it.cluster.cluster_id == cluster_id]
         read = [cluster.has_read(name.partition(".")[2]) for cluster in clusters]
         return any(cluster.table is None for cluster in clusters) or (bool(read) and not any(read))
-
-    def _origins(self, snapshot: AgentSnapshot) -> Iterator[tuple[OriginId, Origin]]:
-        """Those that this site dials itself."""
-        return chain.from_iterable(_origins(item, self.site_id) for item in snapshot.by_kind[ItemKind.ORIGIN_POOL])
 
     @property
     def _tables(self) -> tuple[ServiceTable, ...]:
@@ -181,6 +176,24 @@ class SiteOrigins:
 
 def _in_both(one: ServiceTable | None, other: ServiceTable | None) -> set[str]:
     return one.services.keys() & other.services.keys() if one and other else set()
+
+
+@last
+def _names(pools: tuple[Item, ...], site_id: str, tables: tuple[ServiceTable, ...]) -> Mapping[str, float]:
+    """DNS names that the site looks up, each again after so many seconds."""
+    return {name: float(origin.refresh_interval_s) for _, origin in _dialled(pools, site_id) for name in needed_names(origin, tables)}
+
+
+@last
+def _endpoints(
+    pools: tuple[Item, ...], site_id: str, tables: tuple[ServiceTable, ...], names: Names
+) -> Mapping[OriginId, tuple[Endpoint, ...]]:
+    return {id: resolve(origin, tables, names) for id, origin in _dialled(pools, site_id)}
+
+
+def _dialled(pools: Iterable[Item], site_id: str) -> Iterator[tuple[OriginId, Origin]]:
+    """Origins that the site dials itself."""
+    return chain.from_iterable(_origins(item, site_id) for item in pools)
 
 
 @lru_cache(_REMEMBERED)

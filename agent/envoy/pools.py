@@ -31,6 +31,19 @@ def latest(make: Callable[Concatenate[Item, P], R]) -> Callable[Concatenate[Item
     return remembering
 
 
+def last(make: Callable[P, R]) -> Callable[P, R]:
+    """A memo of what was made last: for what a node has one of, from values that are compared faster than it is made, and never changed in place."""
+    held: list[tuple[object, R]] = []
+
+    def remembering(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = (args, kwargs)
+        if not held or held[0][0] != given:
+            held[:] = [(given, make(*args, **kwargs))]
+        return held[0][1]
+
+    return remembering
+
+
 @dataclass(frozen=True, eq=False)
 class PoolView:
     """A pool, and what the node knows of its origins now. `view` makes one, the same one while nothing of it changes."""
