@@ -5,7 +5,7 @@ import base64
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, cast
 
 from cryptography import x509
 from pydantic import ValidationError
@@ -150,24 +150,31 @@ def _sound(items: Iterable[ItemBody]) -> dict[str, str]:
 
 def _merged(held: Manifest, answer: ManifestAnswer, known: str | None) -> Manifest | None:
     """The manifest that the answer means; None if it does not have the hash that it should have."""
-    entries = {} if answer.since is None else {(entry.kind, entry.key): entry for entry in held.entries}
+    entries = {} if answer.since is None else _by_key(held.entries)
     if answer.since is not None and answer.since != known:
         return None
     for gone in answer.removed:
         entries.pop(gone, None)
-    entries |= {(entry.kind, entry.key): entry for entry in answer.entries}
-    manifest = Manifest(entries=tuple(entry for _, entry in sorted(entries.items(), key=lambda pair: pair[0])))
+    entries |= _by_key(answer.entries)
+    manifest = Manifest.model_construct(entries=tuple([entries[key] for key in sorted(entries)]))
     return manifest if manifest.hash == answer.hash else None
+
+
+def _by_key(entries: Iterable[Entry]) -> dict[tuple[str, str], Entry]:
+    return {(entry.kind, entry.key): entry for entry in entries}
 
 
 def _parsed(entries: Iterable[Entry], bodies: Mapping[str, str], known: AgentSnapshot) -> tuple[tuple[Item, ...], tuple[Rejection, ...]]:
     """The items, and what cannot be read. Items that are known by their hash are not read again."""
+    held = cast("Mapping[tuple[str, str], Item]", known.items)
     items, broken = [], []
     for entry in entries:
+        item = held.get((entry.kind, entry.key))
+        if item is not None and item.hash == entry.hash:
+            items.append(item)
+            continue
         try:
-            id = ItemId(ItemKind(entry.kind), entry.key)
-            held = known.items.get(id)
-            items.append(held if held is not None and held.hash == entry.hash else read(id, entry.hash, bodies[entry.hash]))
+            items.append(read(ItemId(ItemKind(entry.kind), entry.key), entry.hash, bodies[entry.hash]))
         except (KeyError, ValueError) as error:  # of a kind or with a field that a newer control plane knows
             broken.append(Rejection(kind=entry.kind, key=entry.key, hash=entry.hash, reason=_words(error)))
     return tuple(items), tuple(broken)
