@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from agent.envoy.inputs import AgentSnapshot, Item, PeerView, body
 from agent.envoy.paths import DIRECT, IPSEC, REVERSE, ways
+from agent.envoy.pools import last
 from agent.protocol.items import Edge, Export, ItemKind, OriginPool, Peer, Site
 
 ITSELF = ""
@@ -242,7 +243,7 @@ def watches(snapshot: AgentSnapshot, no_ipsec: str = "") -> dict[str, Watch]:
     if snapshot.site is None:
         return {}
     site, edges = body(snapshot.site, Site), snapshot.by_key[ItemKind.EDGE]
-    called, callers = _called_sites(snapshot), _callers(snapshot)
+    called, callers = _called_sites(snapshot.by_kind[ItemKind.ORIGIN_POOL]), _callers(snapshot.by_kind[ItemKind.EXPORT])
     found = {}
     for item in snapshot.by_kind[ItemKind.PEER]:
         peer = body(item, Peer)
@@ -260,13 +261,15 @@ def home_edges(snapshot: AgentSnapshot) -> dict[str, Watch]:
     return {edge.site_id: Watch(Route((ITSELF,)), meshed=False) for edge in edges if edge.home}
 
 
-def _called_sites(snapshot: AgentSnapshot) -> frozenset[str]:
-    pools = (body(item, OriginPool) for item in snapshot.by_kind[ItemKind.ORIGIN_POOL])
+@last
+def _called_sites(items: tuple[Item, ...]) -> frozenset[str]:
+    pools = (body(item, OriginPool) for item in items)
     return frozenset(site for pool in pools for origin in pool.origins for site in origin.sites or ())
 
 
-def _callers(snapshot: AgentSnapshot) -> frozenset[str]:
-    exports = (body(item, Export) for item in snapshot.by_kind[ItemKind.EXPORT])
+@last
+def _callers(items: tuple[Item, ...]) -> frozenset[str]:
+    exports = (body(item, Export) for item in items)
     return frozenset(site for export in exports for use in export.uses for site in use.peers)
 
 

@@ -1,17 +1,17 @@
 """Load balancers of a node, on the side where requests enter: their listeners and routes, and the clusters that those lead to."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
 
 from agent.envoy import callers, clusters, ingress, tcp, tls
 from agent.envoy.ingress import Bind
-from agent.envoy.inputs import Item, ItemId, body
-from agent.envoy.pools import CACHE, PoolView, reach
+from agent.envoy.inputs import AgentSnapshot, Item, ItemId, body
+from agent.envoy.pools import CACHE, PoolView, last, reach
 from agent.envoy.problems import Unrenderable
-from agent.envoy.resources import ROUTES, Output, Part, assembled
+from agent.envoy.resources import ROUTES, Output, Part, Problem, assembled
 from agent.envoy.routes import Door, HostParts, virtual_host
 from agent.envoy.sources import Sources
 from agent.protocol.items import HeaderEdits, HttpLoadBalancer, ItemKind, Listener, OriginPool, TcpLoadBalancer, TlsCertificate
@@ -27,53 +27,60 @@ class _Demand:
     http: dict[str, None] = field(default_factory=dict)
     """Keys of pools, in a certain order, as in all of these."""
     dialled: dict[str, None] = field(default_factory=dict)
-    """Keys of pools whose origins this site dials."""
+    """Keys of pools whose origins this site dials for connections that are no HTTP."""
     here: dict[str, None] = field(default_factory=dict)
     """Keys of those that are reached by CONNECT."""
     orders: dict[tuple[str, ...], None] = field(default_factory=dict)
 
 
-def load_balancers(sources: Sources, output: Output) -> None:
-    places = _places(sources, output)
+def load_balancers(snapshot: AgentSnapshot, sources: Sources, output: Output) -> None:
+    """`sources` need not know of listeners and HTTP load balancers."""
+    places = _places(snapshot, sources, output)
     demand = _Demand()
     tls_ports = {key: bind.port for bind, items in places.items() if bind.protocol == "https" for item in items for key in _members(item)}
     for bind, items in places.items():
         if bind.protocol == "tcp":
             _tcp(bind, items[0], sources, output, demand)
         elif bind.protocol == "https":
-            _https(bind, items, sources, output, demand)
+            _https(bind, _load_balancers_on(items, snapshot, output), items, sources, output, demand)
         else:
-            _http(bind, items, sources, output, demand, tls_ports)
-    _put_demanded(demand, sources, output)
+            _http(bind, _load_balancers_on(items, snapshot, output), items, sources, output, demand, tls_ports)
+    output.take(_demanded(tuple(demand.http), tuple(demand.dialled), tuple(demand.here), tuple(demand.orders), sources))
 
 
-def _http(bind: Bind, items: Sequence[Item], sources: Sources, output: Output, demand: _Demand, tls_ports: dict[str, int]) -> None:
-    hosts = [ingress.routes_head(bind.name)]
+def _http(
+    bind: Bind,
+    load_balancers: Iterable[Item],
+    items: Sequence[Item],
+    sources: Sources,
+    output: Output,
+    demand: _Demand,
+    tls_ports: dict[str, int],
+) -> None:
+    host_of = _hosts(sources)
+    hosts = [host_of(item, Door(bind.port, tls=False, https_port=tls_ports.get(item.id.key))) for item in load_balancers]
+    _note(hosts, output, demand)
+    parts = [ingress.routes_head(bind.name), *[host.value for host in hosts if host.value is not None]]
     origins = [item.id for item in items]
-    max_header_kib = 0
-    for item in _load_balancers_on(items, sources, output):
-        part = _host(item, Door(bind.port, tls=False, https_port=tls_ports.get(item.id.key)), sources, output, demand)
-        if part is not None:
-            hosts.append(part.value)
-            origins.extend((item.id, *part.policies))
-            max_header_kib = max(max_header_kib, part.max_header_kib)
-    output.put(ingress.http_listener(bind, frozenset(item.id for item in items), max_header_kib or 60))
-    output.put(assembled(ROUTES, bind.name, hosts, origins))
+    output.put(ingress.http_listener(bind, frozenset(origins), max([host.max_header_kib for host in hosts], default=0) or 60))
+    output.put(assembled(ROUTES, bind.name, parts, chain(origins, *[host.items for host in hosts])))
 
 
-def _https(bind: Bind, items: Sequence[Item], sources: Sources, output: Output, demand: _Demand) -> None:
+def _https(bind: Bind, load_balancers: Iterable[Item], items: Sequence[Item], sources: Sources, output: Output, demand: _Demand) -> None:
     chains: list[Item] = []
-    load_balancers = [*_load_balancers_on(items, sources, output)]
-    domains = tuple([domain for item in load_balancers for domain in body(item, HttpLoadBalancer).domains])
-    for item in load_balancers:
-        part = _host(item, Door(bind.port, tls=True, https_port=bind.port), sources, output, demand)
-        if part is None or not _put_certificates(item, sources, output):
+    here = [*load_balancers]
+    domains = tuple([domain for item in here for domain in body(item, HttpLoadBalancer).domains])
+    host_of = _hosts(sources)
+    for item in here:
+        host = host_of(item, Door(bind.port, tls=True, https_port=bind.port))
+        _note((host,), output, demand)
+        if host.value is None or not _put_certificates(item, sources, output):
             continue
         chains.append(item)
         name = ingress.https_routes_name(bind, item.id.key)
         elsewhere = _elsewhere(body(item, HttpLoadBalancer).domains, domains)
-        hosts = [part.value, *([ingress.misdirected(elsewhere)] if elsewhere else [])]
-        output.put(assembled(ROUTES, name, [ingress.routes_head(name), *hosts], [item.id, *part.policies]))
+        hosts = [host.value, *([ingress.misdirected(elsewhere)] if elsewhere else [])]
+        output.put(assembled(ROUTES, name, [ingress.routes_head(name), *hosts], host.items))
     if chains:
         output.put(ingress.https_listener(bind, tuple(chains), frozenset(item.id for item in (*items, *chains))))
 
@@ -86,9 +93,9 @@ def _elsewhere(own: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({"*", *(domain for domain in every if domain.endswith(suffixes))} - set(own)))
 
 
-def _load_balancers_on(items: Iterable[Item], sources: Sources, output: Output) -> Iterable[Item]:
+def _load_balancers_on(items: Iterable[Item], snapshot: AgentSnapshot, output: Output) -> Iterable[Item]:
     """In the listeners' order. Who does not get all its domains gets nothing here: Envoy would refuse all that listen with it."""
-    known = sources.snapshot.by_key[ItemKind.HTTP_LOADBALANCER]
+    known = snapshot.by_key[ItemKind.HTTP_LOADBALANCER]
     named: dict[str, Item] = {}
     for item in items:
         for key in _members(item):
@@ -100,8 +107,8 @@ def _load_balancers_on(items: Iterable[Item], sources: Sources, output: Output) 
             output.problem(item.id, f"HTTP load balancer {key} is not here")
             continue
         domains = body(found, HttpLoadBalancer).domains
-        lost = next((domain for domain in domains if domain in owners), None)
-        if lost is not None:
+        if not owners.keys().isdisjoint(domains):
+            lost = next(domain for domain in domains if domain in owners)
             output.problem(found.id, f"HTTP load balancer {owners[lost]} has {lost} on another network with the same address and port")
             continue
         owners.update(dict.fromkeys(domains, key))
@@ -128,18 +135,29 @@ def _put_certificates(item: Item, sources: Sources, output: Output) -> bool:
 
 
 class _Host(NamedTuple):
-    value: Part
-    policies: tuple[ItemId, ...]
+    value: Part | None
+    """None, with a problem, if there can be none."""
+    items: tuple[ItemId, ...]
+    """The load balancer and its policies."""
     max_header_kib: int
+    pools: tuple[str, ...]
+    orders: tuple[tuple[str, ...], ...]
+    """Of clusters, that its routes name."""
+    problems: tuple[Problem, ...]
 
 
-def _host(item: Item, door: Door, sources: Sources, output: Output, demand: _Demand) -> _Host | None:
-    """The load balancer's virtual host; None, with a problem, if there can be none."""
+@last
+def _hosts(sources: Sources) -> Callable[[Item, Door], _Host]:
+    """Virtual hosts of load balancers, remembered for as long as these are the sources."""
+    return lru_cache(CACHE)(partial(_host, sources))
+
+
+def _host(sources: Sources, item: Item, door: Door) -> _Host:
     needs = needs_of(item)
     pools = sources.pools
-    known = [key for key in needs.pools if key in pools]
-    if len(known) < len(needs.pools):
-        output.problem(item.id, f"origin pool {min(set(needs.pools) - set(known))} is not here")
+    known = tuple([key for key in needs.pools if key in pools])
+    missing = sorted({*needs.pools}.difference(known))[:1]
+    problems = tuple([Problem(item.id, f"origin pool {key} is not here") for key in missing])
     try:
         policies = sources.policies_of(needs.policies)
         part: HostParts = virtual_host(
@@ -152,11 +170,14 @@ def _host(item: Item, door: Door, sources: Sources, output: Output, demand: _Dem
             door,
         )
     except Unrenderable as error:
-        output.problem(item.id, error)
-        return None
-    demand.http.update(dict.fromkeys(known))
-    demand.orders.update(dict.fromkeys(part.orders))
-    return _Host(part.host, tuple([policy.id for policy in policies]), needs.max_header_kib)
+        return _Host(None, (), 0, (), (), (*problems, Problem(item.id, str(error))))
+    return _Host(part.host, (item.id, *[policy.id for policy in policies]), needs.max_header_kib, known, part.orders, problems)
+
+
+def _note(hosts: Sequence[_Host], output: Output, demand: _Demand) -> None:
+    output.problems += chain.from_iterable([host.problems for host in hosts])
+    demand.http |= dict.fromkeys(chain.from_iterable([host.pools for host in hosts]))
+    demand.orders |= dict.fromkeys(chain.from_iterable([host.orders for host in hosts]))
 
 
 class Needs(NamedTuple):
@@ -220,20 +241,26 @@ def _check_names(pools: Iterable[str], sources: Sources) -> None:
             )
 
 
-def _put_demanded(demand: _Demand, sources: Sources, output: Output) -> None:
-    for key in demand.http:
+@last
+def _demanded(
+    http: tuple[str, ...], dialled: tuple[str, ...], here: tuple[str, ...], orders: tuple[tuple[str, ...], ...], sources: Sources
+) -> Output:
+    """As in `_Demand`."""
+    output = Output()
+    for key in http:
         pool = sources.pools[key]
         if pool.local is not None or not pool.crosses:
-            demand.dialled[key] = None
+            put_local(pool, sources, output)
         if pool.crosses:
             output.put(*clusters.remote_http(pool))
-    for key in demand.dialled:
+    for key in dialled:
         put_local(sources.pools[key], sources, output)
-    for order in demand.orders:
+    for order in orders:
         if len(order) > 1:
             output.put(clusters.order(order))
-    if demand.here:
-        output.put(*tcp.here(frozenset(demand.here), sources.scope))
+    if here:
+        output.put(*tcp.here(frozenset(here), sources.scope))
+    return output
 
 
 def put_local(pool: PoolView, sources: Sources, output: Output) -> None:
@@ -259,11 +286,11 @@ def _client_certificate(item: Item) -> TlsCertificate | None:
     return None if pool.tls is None else pool.tls.client_certificate
 
 
-def _places(sources: Sources, output: Output) -> Places:
+def _places(snapshot: AgentSnapshot, sources: Sources, output: Output) -> Places:
     """Listener items by where they listen; networks that share an address share its listeners."""
     places: Places = {}
     protocols: dict[tuple[str, int], str] = {}
-    for item in sources.snapshot.by_kind[ItemKind.LISTENER]:
+    for item in snapshot.by_kind[ItemKind.LISTENER]:
         listener = body(item, Listener)
         address = listener.address or sources.local.addresses.on(listener.network)
         if address is None:

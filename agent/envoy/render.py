@@ -1,20 +1,24 @@
 """The whole of one node's Envoy config.
 
 Every piece is memoised by the items and the slice of local state that it is made from, so that a change costs what it touches; route configurations
-are put together from serialized virtual hosts. An item that cannot be rendered becomes a problem and is left out, and so is what refers to it.
+are put together from serialized virtual hosts. What changes most are load balancers: while nothing else does, all the rest is the one of last time.
+An item that cannot be rendered becomes a problem and is left out, and so is what refers to it.
 """
 
 from functools import lru_cache
+from itertools import chain
 
 from agent.envoy import clusters, gateway, gateways, names, tls, tunnel
 from agent.envoy.balancers import load_balancers, put_local
 from agent.envoy.edges import customer, regional
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, LocalState, body, scope_of
-from agent.envoy.pools import CACHE
+from agent.envoy.pools import CACHE, last
 from agent.envoy.problems import Unrenderable
 from agent.envoy.resources import Output, Resources
 from agent.envoy.sources import Sources
 from agent.protocol.items import Export, ItemKind
+
+_ENTRANCES = (ItemKind.LISTENER, ItemKind.HTTP_LOADBALANCER)
 
 
 def render(snapshot: AgentSnapshot, local: LocalState) -> Resources:
@@ -22,11 +26,24 @@ def render(snapshot: AgentSnapshot, local: LocalState) -> Resources:
     output = Output()
     if snapshot.site is None:
         return output.resources()
-    sources = Sources(snapshot, local, scope_of(snapshot.site, local.run_dir, local.trusted_ca_file, local.overlay))
-    _node(sources, snapshot.site, output)
-    _exports(sources, output)
-    load_balancers(sources, output)
+    sources, common = _surroundings(snapshot.site, _of_other_kinds(snapshot), local)
+    output.take(common)
+    load_balancers(snapshot, sources, output)
     return output.resources()
+
+
+def _of_other_kinds(snapshot: AgentSnapshot) -> tuple[Item, ...]:
+    return tuple(chain.from_iterable(items for kind, items in snapshot.by_kind.items() if kind not in _ENTRANCES))
+
+
+@last
+def _surroundings(site: Item, items: tuple[Item, ...], local: LocalState) -> tuple[Sources, Output]:
+    """What all load balancers have in common, and what there is without them."""
+    sources = Sources(AgentSnapshot.of(items), local, scope_of(site, local.run_dir, local.trusted_ca_file, local.overlay))
+    output = Output()
+    _node(sources, site, output)
+    _exports(sources, output)
+    return sources, output
 
 
 def _node(sources: Sources, site: Item, output: Output) -> None:

@@ -99,6 +99,12 @@ class Output:
         for resource in resources:
             self.by_type[resource.type_url][resource.name] = resource
 
+    def take(self, other: "Output") -> None:
+        """Everything that was gathered there."""
+        for type_url, named in other.by_type.items():
+            self.by_type[type_url] |= named
+        self.problems += other.problems
+
     def problem(self, item: ItemId, reason: object) -> None:
         self.problems.append(Problem(item, str(reason)))
 
