@@ -1,6 +1,6 @@
 """Load balancers of a node, on the side where requests enter: their listeners and routes, and the clusters that those lead to."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain
@@ -11,7 +11,7 @@ from agent.envoy.ingress import Bind
 from agent.envoy.inputs import AgentSnapshot, Item, ItemId, body
 from agent.envoy.pools import CACHE, PoolView, last, reach
 from agent.envoy.problems import Unrenderable
-from agent.envoy.resources import ROUTES, Output, Part, Problem, assembled
+from agent.envoy.resources import ROUTES, Output, Part, Problem, Resource, assembled
 from agent.envoy.routes import Door, HostParts, virtual_host
 from agent.envoy.sources import Sources
 from agent.protocol.items import HeaderEdits, HttpLoadBalancer, ItemKind, Listener, OriginPool, TcpLoadBalancer, TlsCertificate
@@ -70,19 +70,19 @@ def _https(bind: Bind, load_balancers: Iterable[Item], items: Sequence[Item], so
     chains: list[Item] = []
     here = [*load_balancers]
     domains = tuple([domain for item in here for domain in body(item, HttpLoadBalancer).domains])
-    host_of = _hosts(sources)
+    host_of, door = _hosts(sources), Door(bind.port, tls=True, https_port=bind.port)
     for item in here:
-        host = host_of(item, Door(bind.port, tls=True, https_port=bind.port))
+        host = host_of(item, door)
         _note((host,), output, demand)
-        if host.value is None or not _put_certificates(item, sources, output):
+        if host.value is None:
             continue
         chains.append(item)
         name = ingress.https_routes_name(bind, item.id.key)
         elsewhere = _elsewhere(body(item, HttpLoadBalancer).domains, domains)
         hosts = [host.value, *([ingress.misdirected(elsewhere)] if elsewhere else [])]
-        output.put(assembled(ROUTES, name, [ingress.routes_head(name), *hosts], host.items))
+        output.put(assembled(ROUTES, name, [ingress.routes_head(name), *hosts], host.items), *host.certificates)
     if chains:
-        output.put(ingress.https_listener(bind, tuple(chains), frozenset(item.id for item in (*items, *chains))))
+        output.put(ingress.https_listener(bind, chains, [item.id for item in (*items, *chains)]))
 
 
 def _elsewhere(own: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
@@ -119,21 +119,6 @@ def _members(item: Item) -> tuple[str, ...]:
     return body(item, Listener).load_balancers
 
 
-def _put_certificates(item: Item, sources: Sources, output: Output) -> bool:
-    """False, with a problem, if the load balancer cannot serve TLS."""
-    server = body(item, HttpLoadBalancer).tls
-    if server is None:
-        output.problem(item.id, "it has no certificate, but its listener speaks TLS")
-        return False
-    missing = [certificate for certificate in server.certificates if certificate.private_key not in sources.local.secrets]
-    if missing:
-        output.problem(item.id, "the private key of its certificate is not here")
-        return False
-    for certificate in server.certificates:
-        output.put(tls.secret(certificate, sources.local.secrets[certificate.private_key], item.id))
-    return True
-
-
 class _Host(NamedTuple):
     value: Part | None
     """None, with a problem, if there can be none."""
@@ -143,6 +128,7 @@ class _Host(NamedTuple):
     pools: tuple[str, ...]
     orders: tuple[tuple[str, ...], ...]
     """Of clusters, that its routes name."""
+    certificates: tuple[Resource, ...]
     problems: tuple[Problem, ...]
 
 
@@ -169,9 +155,21 @@ def _host(sources: Sources, item: Item, door: Door) -> _Host:
             sources.scope,
             door,
         )
+        certificates = _certificates(item, sources.local.secrets) if door.tls else ()
     except Unrenderable as error:
-        return _Host(None, (), 0, (), (), (*problems, Problem(item.id, str(error))))
-    return _Host(part.host, (item.id, *[policy.id for policy in policies]), needs.max_header_kib, known, part.orders, problems)
+        return _Host(None, (), 0, (), (), (), (*problems, Problem(item.id, str(error))))
+    origins = (item.id, *[policy.id for policy in policies])
+    return _Host(part.host, origins, needs.max_header_kib, known, part.orders, certificates, problems)
+
+
+def _certificates(item: Item, secrets: Mapping[str, bytes]) -> tuple[Resource, ...]:
+    """Raises `Unrenderable` if the load balancer cannot serve TLS."""
+    server = body(item, HttpLoadBalancer).tls
+    if server is None:
+        raise Unrenderable("it has no certificate, but its listener speaks TLS")
+    if any(certificate.private_key not in secrets for certificate in server.certificates):
+        raise Unrenderable("the private key of its certificate is not here")
+    return tuple([tls.secret(certificate, secrets[certificate.private_key], item.id) for certificate in server.certificates])
 
 
 def _note(hosts: Sequence[_Host], output: Output, demand: _Demand) -> None:

@@ -1,6 +1,6 @@
 """Listeners on which applications call load balancers: one per address and port, whatever networks share it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from agent.envoy.gateway import RBAC_FILTER
 from agent.envoy.inputs import Item, ItemId, body
 from agent.envoy.messages import MIB, Fields, extension, flag, milliseconds, number, socket_address
 from agent.envoy.pools import CACHE
-from agent.envoy.resources import Part, Resource, part, resource
+from agent.envoy.resources import LISTENER, Part, Resource, assembled, part, resource
 from agent.envoy.routes import HEADER_MUTATION_FILTER
 from agent.envoy.stickiness import HEADER_TO_METADATA_FILTER
 from agent.protocol.items import HttpLoadBalancer
@@ -53,25 +53,32 @@ def http_listener(bind: Bind, sources: frozenset[ItemId], max_header_kib: int) -
     return resource(listener_message(bind, [chain]), sources)
 
 
-@lru_cache(CACHE)
-def https_listener(bind: Bind, load_balancers: tuple[Item, ...], sources: frozenset[ItemId]) -> Resource:
+def https_listener(bind: Bind, load_balancers: Iterable[Item], sources: Iterable[ItemId]) -> Resource:
     """A filter chain per load balancer, chosen by SNI."""
-    chains = [_tls_chain(bind, item) for item in load_balancers]
+    parts = [_tls_head(bind), *[_tls_chain(bind, item) for item in load_balancers]]
+    return assembled(LISTENER, bind.name, parts, sources)
+
+
+@lru_cache(CACHE)
+def _tls_head(bind: Bind) -> Part:
+    """A listener without filter chains, which are appended to it."""
     inspector = extension("envoy.filters.listener.tls_inspector", TlsInspector())
-    return resource(listener_message(bind, chains, listener_filters=[inspector]), sources)
+    return part(listener_message(bind, [], listener_filters=[inspector]))
 
 
-def _tls_chain(bind: Bind, item: Item) -> Fields:
+@lru_cache(CACHE)
+def _tls_chain(bind: Bind, item: Item) -> Part:
     lb = body(item, HttpLoadBalancer)
     assert lb.tls is not None
     named = [] if "*" in lb.domains else list(lb.domains)
-    return {
+    chain = {
         "name": item.id.key,
         "filter_chain_match": {"server_names": named},
         "filters": [_manager(https_routes_name(bind, item.id.key), lb.max_request_header_kib)],
         "transport_socket": tls.server(lb.tls),
         "transport_socket_connect_timeout": milliseconds(connections.REQUEST_HEADERS_TIMEOUT_MS),
     }
+    return part(ListenerMessage(filter_chains=[chain]))
 
 
 def listener_message(bind: Bind, chains: Sequence[Fields], **fields: object) -> ListenerMessage:
