@@ -20,6 +20,11 @@ class Entry(Message):
     key: str
     hash: str
 
+    @cached_property
+    def line(self) -> str:
+        """What of it the manifest's hash is made of."""
+        return f"{self.kind} {self.key} {self.hash}\n"
+
 
 class Manifest(Message):
     """Entries are sorted by (kind, key)."""
@@ -29,8 +34,7 @@ class Manifest(Message):
     @cached_property
     def hash(self) -> str:
         """Equal for equal sets of items, whatever the revision."""
-        lines = (f"{entry.kind} {entry.key} {entry.hash}\n" for entry in self.entries)
-        return content_hash("".join(lines).encode())
+        return content_hash("".join([entry.line for entry in self.entries]).encode())
 
 
 class ItemBody(Message):

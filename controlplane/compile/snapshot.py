@@ -10,6 +10,9 @@ from agent.protocol.items import ItemKind
 from agent.protocol.manifest import Entry, Manifest
 from controlplane.resources.base import Key
 
+ItemId = tuple[ItemKind, str]
+"""Kind and key."""
+
 
 @dataclass(frozen=True)
 class CompiledItem:
@@ -24,6 +27,10 @@ class CompiledItem:
     def of(cls, kind: ItemKind, key: str, body: Body) -> "CompiledItem":
         data = body.canonical()
         return cls(kind, key, data, content_hash(data))
+
+    @cached_property
+    def id(self) -> ItemId:
+        return self.kind, self.key
 
     @cached_property
     def entry(self) -> Entry:
@@ -49,13 +56,19 @@ class Snapshot:
     """Everything one site needs to know. Items are keyed and sorted by (kind, key)."""
 
     site_id: str
-    items: Mapping[tuple[ItemKind, str], CompiledItem]
+    items: Mapping[ItemId, CompiledItem]
 
     @cached_property
     def manifest(self) -> Manifest:
-        return Manifest(entries=tuple([item.entry for item in self.items.values()]))
+        """Its entries are checked already."""
+        return Manifest.model_construct(entries=tuple([item.entry for item in self.items.values()]))
+
+    @cached_property
+    def digest(self) -> Mapping[ItemId, str]:
+        """Hashes: what the manifest says."""
+        return {id: item.hash for id, item in self.items.items()}
 
 
 def snapshot_of(site_id: str, items: Iterable[CompiledItem]) -> Snapshot:
-    """Of items in any order."""
-    return Snapshot(site_id, {(item.kind, item.key): item for item in sorted(items, key=attrgetter("kind", "key"))})
+    """Of items in any order, each once or more often."""
+    return Snapshot(site_id, {item.id: item for item in sorted(items, key=attrgetter("id"))})

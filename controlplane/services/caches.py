@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
@@ -10,13 +10,13 @@ from uuid import UUID
 
 from agent.protocol.items import ItemKind
 from controlplane.compile.edge import tenant_of
-from controlplane.compile.snapshot import CompiledItem, Snapshot
+from controlplane.compile.snapshot import CompiledItem, ItemId, Snapshot
 from controlplane.services.view import View
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-Digest = Mapping[tuple[ItemKind, str], str]
-"""(kind, key) → hash: what a manifest says."""
+Digest = Mapping[ItemId, str]
+"""See `Snapshot.digest`."""
 
 
 class Recent(Generic[K, V]):
@@ -94,10 +94,14 @@ class TenantCache:
         """From now on this is what the site should have: compiled at that revision, after which it may have become stale again."""
         before = self.published.get(site_id)
         self.published[site_id] = Published(snapshot, revision if site_id in self.stale else None)
-        self.digests.put((site_id, snapshot.manifest.hash), {key: item.hash for key, item in snapshot.items.items()})
-        for key, item in before.snapshot.items.items() if before else ():
-            if snapshot.items.get(key) != item:
-                self.superseded.put((site_id, item.hash), item)
+        self.digests.put((site_id, snapshot.manifest.hash), snapshot.digest)
+        for item in _replaced(before.snapshot, snapshot) if before else ():
+            self.superseded.put((site_id, item.hash), item)
+
+
+def _replaced(before: Snapshot, after: Snapshot) -> Iterator[CompiledItem]:
+    """Items that there were and are no more as they were."""
+    return (before.items[id] for id, hash in before.digest.items() if after.digest.get(id) != hash)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class OnEdges:
         if applied_hash == current.hash:
             return True
         digest = self.operator.digests.get((site_id, applied_hash)) if applied_hash else None
-        return digest is not None and self._own(digest) == self._own({key: item.hash for key, item in current.snapshot.items.items()})
+        return digest is not None and self._own(digest) == self._own(current.snapshot.digest)
 
     def _own(self, digest: Digest) -> Digest:
         """Without the relay, which changes with every site, and is no object's."""
