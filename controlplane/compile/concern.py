@@ -7,7 +7,6 @@ from controlplane.compile.claims import LoadBalancer
 from controlplane.compile.discoveries import watching
 from controlplane.compile.intent import Intent
 from controlplane.compile.listeners import Placement, placement
-from controlplane.compile.load_balancers import lost_sites
 from controlplane.compile.plan import Plan, plan
 from controlplane.compile.pools import locations
 from controlplane.compile.references import referrers
@@ -81,7 +80,7 @@ def _of_site(key: Key, made: Plan) -> frozenset[str]:
 
 def _behind(balancers: Iterable[Placement], made: Plan) -> frozenset[str]:
     """Where their pools are, even if nothing calls them yet; for pools of which load balancers say something, where they are called."""
-    keys = {key for balancer in balancers for key in balancer.pools}
+    keys = {key for balancer in balancers for key in balancer.needs.pools}
     pools = [stored for key in keys if (stored := made.intent.find("origin_pool", key))]
     served = (locations(stored, made.topology).all for stored in pools)
     overridden = (_of_pool(stored.key, made) for stored in pools if _is_overridden(stored, made))
@@ -92,7 +91,7 @@ def _is_overridden(pool: Stored[OriginPool], made: Plan) -> bool:
     """Whether something of its item is for its load balancers to say."""
     users = made.users.get(pool.key, ())
     balancing = pool.spec.loadbalancer_algorithm == "LB_OVERRIDE"
-    return balancing or any(lost_sites(user.placement.stored.spec) != "deprioritise" for user in users)
+    return balancing or any(user.placement.needs.lost_sites != "deprioritise" for user in users)
 
 
 def _key(text: str) -> Key:

@@ -13,7 +13,7 @@ from agent.protocol import items
 from agent.protocol.base import Body
 from agent.protocol.items import TYPES, ItemKind
 from controlplane.compile.intent import CACHE, Intent, Observations, Tenant
-from controlplane.compile.plan import Plan, plan
+from controlplane.compile.plan import Plan, peers, plan
 from controlplane.compile.site import site_item
 from controlplane.compile.snapshot import CompiledItem, Snapshot, snapshot_of
 from controlplane.resources.base import Stored
@@ -64,17 +64,17 @@ def tenant_of(key: str) -> str:
 def _public(edge: str, made: Plan, observations: Observations) -> Iterator[CompiledItem]:
     tenant_id = made.intent.tenant.id
     listening = made.accepted(edge)
-    balancers = [made.load_balancers[placement] for placement in listening]
+    balancers, called = [made.load_balancers[placement] for placement in listening], made.called(edge)
     policies = {policy for balancer in balancers for policy in balancer.use.policies or ()}
     own = (
         *made.listeners[edge].items,
         *(balancer.item for balancer in balancers),
-        *(pool.item for pool in made.called(listening)),
+        *(pool.item for pool in called),
         *(made.policies[policy].item for policy in policies),
     )
     for item in own:
         yield _prefixed(tenant_id, item)
-    for peer in made.peers(edge, ()):
+    for peer in peers(edge, called, ()):
         site = made.topology.sites[peer]
         yield _peer(tenant_id, peer, site.metadata.name, site.spec.drain, peer in observations.lost)
 

@@ -12,6 +12,8 @@ from controlplane.resources.base import Key, Stored
 
 CACHE = 20_000
 """Entries of each memo of the compilers: several versions of everything in a large tenant, or small ones of many tenants."""
+Target = tuple[str, Key]
+"""An object, by kind and key."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Intent:
     """What clusters export to each other. The objects that this makes are among the others."""
     before: "ref[Intent] | None" = field(default=None, repr=False)
     """One that shares much with this one, while somebody has it: what was worked out of that one need not be worked out again."""
+    touched: frozenset[Target] = frozenset()
+    """Objects that may be others than in `before`; the rest are the very same."""
 
     def of(self, kind: str) -> Mapping[Key, Stored[Any]]:
         """Objects of a kind; empty if there are none."""

@@ -1,13 +1,16 @@
 """Which load balancers listen at a site, and which of them had to give way."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from agent.protocol import items
 from agent.protocol.items import ItemKind
-from controlplane.compile.claims import LoadBalancer, advertised, claimed
-from controlplane.compile.intent import CACHE
-from controlplane.compile.load_balancers import Algorithm, algorithm
+from controlplane.compile.claims import LoadBalancer, claimed, published
+from controlplane.compile.intent import CACHE, Target
+from controlplane.compile.load_balancers import Algorithm, algorithm, lost_sites
 from controlplane.compile.members import Topology
 from controlplane.compile.snapshot import CompiledItem, Condition
 from controlplane.resources.base import Key, Stored
@@ -15,24 +18,46 @@ from controlplane.resources.claim import Claim, Place, Protocol
 from controlplane.resources.tcp_loadbalancer import TcpLoadBalancer
 
 
-@dataclass(frozen=True, eq=False)
-class Placement:
-    """A load balancer in a topology, and what others need to know of it. The same for the same two, so it is a cheap key of caches."""
+class Service(NamedTuple):
+    """One of a site's own cluster that is to stand for a load balancer."""
 
-    stored: Stored[LoadBalancer]
+    site_id: str
     key: str
-    """`namespace/name`."""
-    rank: tuple[int, str, Key]
-    """Who comes first in a conflict: the oldest."""
-    tcp: bool
-    claims: dict[str, tuple[Claim, ...]]
-    """By site; both are sorted."""
+    """`namespace/service`."""
+    ports: tuple[int, ...]
+
+
+class Needs(NamedTuple):
+    """What a load balancer asks of others."""
+
     pools: frozenset[Key]
     policies: tuple[Key, ...] | None
     """In the order of evaluation; None: no policy was asked for."""
     algorithm: Algorithm
-    publishes: bool
-    """Whether Services of clusters are to stand for it, or may: those of imports do for any that speaks TCP."""
+    lost_sites: items.LostSites
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """All that others need to know of a load balancer in a topology.
+
+    The very same while that is the same, whatever it does with requests: so it is a cheap key of caches, and most changes are changes of nothing else.
+    """
+
+    target: Target
+    key: str
+    """`namespace/name`."""
+    rank: tuple[int, str, Key]
+    """Who comes first in a conflict: the oldest."""
+    needs: Needs
+    claims: dict[str, tuple[Claim, ...]]
+    """By site; both are sorted."""
+    services: dict[str, dict[str, tuple[int, ...]]]
+    """By site and `namespace/service`: sorted ports."""
+
+    @property
+    def tcp(self) -> bool:
+        return self.target[0] == TcpLoadBalancer.kind
 
 
 @dataclass
@@ -63,23 +88,34 @@ class SiteListeners:
         """The accepted ones."""
         return frozenset(self.accepted)
 
+    @cached_property
+    def pools(self) -> tuple[Key, ...]:
+        """That these use. Sorted."""
+        return tuple(sorted(frozenset[Key]().union(*(each.needs.pools for each in self.accepted))))
+
 
 @lru_cache(CACHE)
 def placement(stored: Stored[LoadBalancer], topology: Topology) -> Placement:
-    claims: dict[str, list[Claim]] = {}
-    for claim in sorted(claimed(stored, topology)):
-        claims.setdefault(claim.site_id, []).append(claim)
     spec = stored.spec
+    policies = tuple(ref.key for ref in spec.active_service_policies.policies) if spec.active_service_policies else None
+    needs = Needs(_pools(spec), policies, algorithm(spec), lost_sites(spec))
+    return _placement(
+        (stored.kind, stored.key), stored.created_revision, needs, claimed(stored, topology), frozenset(_services(spec, topology))
+    )
+
+
+@lru_cache(CACHE)
+def _placement(target: Target, created_revision: int, needs: Needs, claims: frozenset[Claim], services: frozenset[Service]) -> Placement:
+    by_site: dict[str, list[Claim]] = defaultdict(list)
+    for claim in sorted(claims):
+        by_site[claim.site_id].append(claim)
     return Placement(
-        stored=stored,
-        key=str(stored.key),
-        rank=(stored.created_revision, stored.kind, stored.key),
-        tcp=isinstance(spec, TcpLoadBalancer),
-        claims={site_id: tuple(at_site) for site_id, at_site in claims.items()},
-        pools=_pools(spec),
-        policies=tuple(ref.key for ref in spec.active_service_policies.policies) if spec.active_service_policies else None,
-        algorithm=algorithm(spec),
-        publishes=isinstance(spec, TcpLoadBalancer) or any(where.publish for where in advertised(spec)),
+        target=target,
+        key=str(target[1]),
+        rank=(created_revision, *target),
+        needs=needs,
+        claims={site_id: tuple(at_site) for site_id, at_site in by_site.items()},
+        services=_by_site(services),
     )
 
 
@@ -111,6 +147,18 @@ def _pools(spec: LoadBalancer) -> frozenset[Key]:
     return frozenset(use.pool.key for use in uses if use.pool)
 
 
+def _services(spec: LoadBalancer, topology: Topology) -> Iterator[Service]:
+    return (Service(site_id, f"{to.namespace}/{to.service}", ports) for site_id, to, ports in published(spec, topology))
+
+
+def _by_site(services: Iterable[Service]) -> dict[str, dict[str, tuple[int, ...]]]:
+    found: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for service in sorted(services):
+        at = found[service.site_id]
+        at[service.key] = tuple(sorted({*at.get(service.key, ()), *service.ports}))
+    return dict(found)
+
+
 def _winner(listeners: dict[Place, _Listener], claim: Claim) -> Placement | None:
     listener = listeners.get(claim.place)
     return listener.winner(claim) if listener else None
@@ -119,8 +167,8 @@ def _winner(listeners: dict[Place, _Listener], claim: Claim) -> Placement | None
 def _conflicted(site: tuple[str, str], loser: Placement, claim: Claim, winner: Placement) -> Condition:
     what = f"{claim.protocol} {place_key(claim.place)}" + (f" for {claim.domain}" if claim.domain else "")
     site_id, name = site
-    message = f"at site {name} {winner.stored.kind} {winner.key} is older and has the listener of {what}"
-    return Condition(loser.stored.kind, loser.stored.key, "Conflicted", message, site_id)
+    message = f"at site {name} {winner.target[0]} {winner.key} is older and has the listener of {what}"
+    return Condition(*loser.target, "Conflicted", message, site_id)
 
 
 def _items(listeners: dict[Place, _Listener]) -> tuple[CompiledItem, ...]:

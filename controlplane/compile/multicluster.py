@@ -36,6 +36,8 @@ PORTS = range(20_000, 30_000)
 """Where load balancers of imports listen: below the ports that systems give to connections of their own, and those of node ports."""
 MOST_PORTS = len(PORTS) // 2
 """Of all imports of a tenant; so each finds a place near the one that its key falls on."""
+_KINDS = ("origin_pool", "tcp_loadbalancer")
+"""Of the objects that an import makes."""
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -49,10 +51,11 @@ def with_imports(intent: Intent, exported: Exported) -> Intent:
     names = {site_id: site.metadata.name for site_id, site in where.sites.items()}
     made = [stored for each in wanted for port in each.ports for stored in _objects(each, port, _named(each, port, names))]
     objects = dict(intent.objects)
-    for kind in ("origin_pool", "tcp_loadbalancer"):
+    for kind in _KINDS:
         kept = {key: stored for key, stored in intent.of(kind).items() if key not in gone}
         objects[kind] = {**kept, **{stored.key: stored for stored in made if stored.kind == kind}}
-    return replace(intent, objects=objects, imports=wanted)
+    touched = {(kind, key) for kind in _KINDS for key in gone} | {(stored.kind, stored.key) for stored in made}
+    return replace(intent, objects=objects, imports=wanted, touched=intent.touched | touched)
 
 
 def imports(intent: Intent, exported: Exported) -> tuple[Import, ...]:

@@ -4,7 +4,7 @@ Worked out once per intent, from the plan of the intent before it: what both sha
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
@@ -13,14 +13,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from agent.protocol import items
 from agent.protocol.items import ItemKind
 from controlplane.compile import public_names
-from controlplane.compile.intent import CACHE, Intent
+from controlplane.compile.claims import LoadBalancer
+from controlplane.compile.intent import CACHE, Intent, Target
 from controlplane.compile.listeners import Placement, SiteListeners, placement, settle
-from controlplane.compile.load_balancers import exempts_routes, load_balancer_item, lost_sites
+from controlplane.compile.load_balancers import Algorithm, exempts_routes, load_balancer_item
 from controlplane.compile.members import Topology, topology
 from controlplane.compile.policies import CompiledPolicy, compile_policy
 from controlplane.compile.pools import Locations, locations, pool_item
 from controlplane.compile.publications import Publications, publications
-from controlplane.compile.references import Target
 from controlplane.compile.snapshot import CompiledItem, Condition
 from controlplane.resources.base import Key, Stored
 from controlplane.resources.healthcheck import Healthcheck
@@ -29,8 +29,9 @@ from controlplane.resources.origin_pool import OriginPool
 LOAD_BALANCERS = ("http_loadbalancer", "tcp_loadbalancer")
 POOL = "origin_pool"
 
-G = TypeVar("G", bound=Hashable)
+K = TypeVar("K", bound=Hashable)
 M = TypeVar("M", bound=Hashable)
+V = TypeVar("V")
 
 
 class Use(NamedTuple):
@@ -100,15 +101,14 @@ class Plan:
     policies: Mapping[str, CompiledPolicy]
     """By key; all that are not disabled."""
     placements: Mapping[Target, Placement]
-    """Of all load balancers that are not disabled, oldest first."""
+    """Of all load balancers that are not disabled."""
     barred: Mapping[Placement, Condition]
-    """Why some may not be on regional edges, oldest first."""
+    """Why some may not be on regional edges."""
     wanted: Mapping[str, tuple[Placement, ...]]
     """By site, oldest first: the load balancers that are advertised there."""
     listeners: Mapping[str, SiteListeners]
     """By site."""
     load_balancers: Mapping[Placement, PlannedLoadBalancer]
-    """Oldest first."""
     users: Mapping[Key, tuple[PlannedLoadBalancer, ...]]
     """By pool; also of pools that are not there."""
     pools: Mapping[Key, PlannedPool]
@@ -117,8 +117,9 @@ class Plan:
 
     @cached_property
     def refused(self) -> tuple[Condition, ...]:
-        """What regional edges do not do."""
-        return (*self.barred.values(), *_undialled(self.load_balancers, self.pools))
+        """What regional edges do not do, for the oldest load balancers first."""
+        undialled = _undialled(sorted(self.load_balancers.values(), key=attrgetter("rank")), self.pools)
+        return (*(self.barred[each] for each in sorted(self.barred, key=attrgetter("rank"))), *undialled)
 
     @cached_property
     def overruled(self) -> tuple[Condition, ...]:
@@ -126,37 +127,40 @@ class Plan:
         found = (_overruled(key, oldest(users), user) for key, users in self.users.items() for user in users)
         return tuple(sorted((condition for condition in found if condition), key=attrgetter("kind", "key", "message")))
 
-    @cached_property
-    def publications(self) -> Mapping[str, Publications]:
-        """By site, where there are any."""
-        listening = ((each.placement, each.sites) for each in self.load_balancers.values() if each.placement.publishes)
-        return publications(listening, self.intent.imports, self.topology)
+    def publications(self, site_id: str) -> Publications:
+        return publications(site_id, self.accepted(site_id), self.intent.imports, self.topology)
 
     def accepted(self, site_id: str) -> tuple[Placement, ...]:
         listeners = self.listeners.get(site_id)
         return listeners.accepted if listeners else ()
 
-    def called(self, placements: Iterable[Placement]) -> frozenset[PlannedPool]:
-        """The pools that these load balancers use."""
-        return frozenset(pool for placement in placements for key in placement.pools if (pool := self.pools.get(key)))
+    def called(self, site_id: str) -> tuple[PlannedPool, ...]:
+        """The pools that load balancers use there, sorted by key."""
+        listeners = self.listeners.get(site_id)
+        return tuple([pool for key in listeners.pools if (pool := self.pools.get(key))]) if listeners else ()
 
     def exports(self, site_id: str) -> tuple[Export, ...]:
         """What the site serves to gateways."""
         return tuple(made for pool in self.served.get(site_id, ()) if (made := export(site_id, pool)))
 
-    def peers(self, site_id: str, exports: Iterable[Export]) -> frozenset[str]:
+    def peers(self, site_id: str) -> frozenset[str]:
         """Ids of the other sites that this one calls, or serves with its exports. The relation is symmetric."""
-        serving = (pool.locations.all for pool in self.called(self.accepted(site_id)) if not pool.local_only)
-        return frozenset[str]().union(*serving, *(made.callers for made in exports)) - {site_id}
+        return peers(site_id, self.called(site_id), self.exports(site_id))
+
+
+def peers(site_id: str, called: Iterable[PlannedPool], exports: Iterable[Export]) -> frozenset[str]:
+    """See `Plan.peers`."""
+    serving = (pool.locations.all for pool in called if not pool.local_only)
+    return frozenset[str]().union(*serving, *(made.callers for made in exports)) - {site_id}
 
 
 def _overruled(pool: Key, first: PlannedLoadBalancer, user: PlannedLoadBalancer) -> Condition | None:
-    decided, wanted = (lost_sites(each.placement.stored.spec) for each in (first, user))
+    decided, wanted = (each.placement.needs.lost_sites for each in (first, user))
     if decided == wanted:
         return None
-    winner, loser = first.placement.stored, user.placement.stored
-    message = f"{winner.kind} {winner.key} is older and decides for origin_pool {pool} what becomes of lost sites: {decided}, not {wanted}"
-    return Condition(loser.kind, loser.key, "Conflicted", message)
+    kind, key = first.placement.target
+    message = f"{kind} {key} is older and decides for origin_pool {pool} what becomes of lost sites: {decided}, not {wanted}"
+    return Condition(*user.placement.target, "Conflicted", message)
 
 
 @lru_cache(64)
@@ -165,9 +169,9 @@ def plan(intent: Intent) -> Plan:
     where = topology(intent)
     before = intent.before and intent.before()
     known = plan(before) if before else None
-    if known is None or known.topology is not where or not _comparable(known.intent, intent):
-        known = _nothing(intent, where)
-    return _changed(known, intent)
+    if known and known.topology is where and _comparable(known.intent, intent):
+        return _changed(known, intent, intent.touched)
+    return _changed(_nothing(intent, where), intent, {(kind, key) for kind in (*LOAD_BALANCERS, POOL) for key in intent.of(kind)})
 
 
 def _comparable(before: Intent, intent: Intent) -> bool:
@@ -184,79 +188,92 @@ def _nothing(intent: Intent, where: Topology) -> Plan:
     return Plan(replace(intent, objects=rest), where, policies, {}, {}, {}, {}, {}, {}, {}, {})
 
 
-def _changed(known: Plan, intent: Intent) -> Plan:
-    """The plan of an intent that differs from a known plan's in nothing but load balancers and pools."""
+def _changed(known: Plan, intent: Intent, touched: Iterable[Target]) -> Plan:
+    """The plan of an intent that differs from a known plan's in nothing but these load balancers and pools.
+
+    Only what they lead to is looked at. Of the rest there are copies of whole mappings, which are cheap.
+    """
     where = known.topology
-    others = {(kind, key) for kind in LOAD_BALANCERS for key in _differing(kind, known.intent, intent)}
-    gone = {known.placements[target] for target in others & known.placements.keys()}
-    new = {placement(stored, where) for target in others if (stored := intent.find(*target))}
-    placements = _placements(known, others, new)
-    barred = _barred(known, placements.values(), new, intent)
-    claimed = ((site_id, each) for each in new for site_id in each.claims if site_id not in where.edges or each not in barred)
-    wanted = _regrouped(known.wanted, ((site_id, each) for each in gone for site_id in each.claims), claimed, attrgetter("rank"))
-    listeners = {site_id: _listeners(site_id, at_site, known) for site_id, at_site in wanted.items()}
+    targets = {(kind, key) for kind, key in touched if kind in LOAD_BALANCERS}
+    before = {target: known.placements[target] for target in targets & known.placements.keys()}
+    after = {target: placement(stored, where) for target in targets if (stored := intent.find(*target))}
+    gone, new = {*before.values()} - {*after.values()}, {*after.values()} - {*before.values()}
+    barred = _with(known.barred, gone, {each: why for each in new if (why := public_names.barred(each, where, intent.names))})
+    leaving = [(site_id, each) for each in gone for site_id in each.claims]
+    joining = [(site_id, each) for each in new for site_id in each.claims if site_id not in where.edges or each not in barred]
+    wanted = _regrouped(known.wanted, leaving, joining, attrgetter("rank"))
+    settled = {site_id for site_id, _ in (*leaving, *joining)}
+    listeners = _with(known.listeners, settled, _listeners(settled & wanted.keys(), wanted, where))
 
-    pools = _differing(POOL, known.intent, intent)
-    affected = {
-        *gone,
-        *new,
-        *_displaced(known.listeners, listeners),
-        *(user.placement for key in pools for user in known.users.get(key, ())),
-    }
-    planned = {each: _planned(each, listeners, known.policies, intent, where) for each in affected - (gone - new)}
-    load_balancers = {
-        each: found for each in placements.values() if (found := planned[each] if each in planned else known.load_balancers.get(each))
-    }
-    unused = ((key, known.load_balancers[each]) for each in affected & known.load_balancers.keys() for key in each.pools)
-    used = ((key, found) for each, found in planned.items() if found for key in each.pools)
-    users = _regrouped(known.users, unused, used, attrgetter("rank"))
+    pools = {key for kind, key in touched if kind == POOL}
+    displaced = (each for site_id in settled for each in _displaced(known.listeners.get(site_id), listeners.get(site_id)))
+    calling = (user.placement for key in pools for user in known.users.get(key, ()))
+    affected = {*before.values(), *after.values(), *displaced, *calling}
+    planned = {each: _planned(each, listeners, known.policies, intent, where) for each in affected - gone}
+    load_balancers = _with(known.load_balancers, affected, {each: found for each, found in planned.items() if found})
+    replaced = _differing(known.load_balancers, load_balancers, affected)
+    users = _regrouped(known.users, _using(known.load_balancers, replaced), _using(load_balancers, replaced), attrgetter("rank"))
 
-    pools |= {key for each in affected for key in each.pools}
+    pools |= {key for each in replaced for key in each.needs.pools}
     made = {key: pool for key in pools if (pool := _planned_pool(key, users.get(key, ()), intent, where))}
-    replaced = {key: known.pools[key] for key in pools & known.pools.keys()}
-    kept = {key: pool for key, pool in known.pools.items() if key not in pools}
-    served = _regrouped(known.served, _serving(replaced), _serving(made), attrgetter("key"))
-    return Plan(intent, where, known.policies, placements, barred, wanted, listeners, load_balancers, users, {**kept, **made}, served)
+    every = _with(known.pools, pools, made)
+    remade = _differing(known.pools, every, pools)
+    served = _regrouped(known.served, _serving(known.pools, remade), _serving(every, remade), attrgetter("key"))
+    placements = _with(known.placements, before, after)
+    return Plan(intent, where, known.policies, placements, barred, wanted, listeners, load_balancers, users, every, served)
 
 
-def _differing(kind: str, before: Intent, intent: Intent) -> set[Key]:
-    """Keys of the objects that are not the very same in both."""
-    old, new = before.of(kind), intent.of(kind)
-    if old is new:
-        return set()
-    return {key for key, stored in new.items() if old.get(key) is not stored} | (old.keys() - new.keys())
-
-
-def _regrouped(
-    groups: Mapping[G, tuple[M, ...]], leaving: Iterable[tuple[G, M]], joining: Iterable[tuple[G, M]], order: Callable[[M], Any]
-) -> dict[G, tuple[M, ...]]:
-    """The groups with other members, each sorted; one without members is none."""
-    out: dict[G, set[M]] = defaultdict(set)
-    for group, member in leaving:
-        out[group].add(member)
-    into: dict[G, list[M]] = defaultdict(list)
-    for group, member in joining:
-        into[group].append(member)
-    found = dict(groups)
-    for group in out.keys() | into.keys():
-        left = out.get(group, ())
-        members = [*(member for member in found.pop(group, ()) if member not in left), *into.get(group, ())]
-        if members:
-            found[group] = tuple(sorted(members, key=order))
+def _with(known: Mapping[K, V], gone: Iterable[K], new: Mapping[K, V]) -> Mapping[K, V]:
+    """Without some keys, but with others. What stays in its place is copied fastest."""
+    lost = [key for key in gone if key in known and key not in new]
+    changed = {key: value for key, value in new.items() if known.get(key) is not value}
+    if not lost and not changed:
+        return known
+    found = {**known, **changed}
+    for key in lost:
+        del found[key]
     return found
 
 
-def _serving(pools: Mapping[Key, PlannedPool]) -> Iterator[tuple[str, PlannedPool]]:
-    return ((site_id, pool) for pool in pools.values() for site_id in pool.sites)
+def _differing(before: Mapping[K, V], after: Mapping[K, V], keys: Iterable[K]) -> tuple[K, ...]:
+    """Those of the keys whose values are not the very same."""
+    return tuple([key for key in keys if before.get(key) is not after.get(key)])
 
 
-def _undialled(load_balancers: Mapping[Placement, PlannedLoadBalancer], pools: Mapping[Key, PlannedPool]) -> Iterator[Condition]:
+def _regrouped(
+    groups: Mapping[K, tuple[M, ...]], leaving: Iterable[tuple[K, M]], joining: Iterable[tuple[K, M]], order: Callable[[M], Any]
+) -> Mapping[K, tuple[M, ...]]:
+    """The groups with other members, each sorted; one without members is none."""
+    out: dict[K, set[M]] = defaultdict(set)
+    for group, member in leaving:
+        out[group].add(member)
+    into: dict[K, list[M]] = defaultdict(list)
+    for group, member in joining:
+        into[group].append(member)
+    changed = out.keys() | into.keys()
+    members = {group: [*(each for each in groups.get(group, ()) if each not in out[group]), *into[group]] for group in changed}
+    return _with(groups, changed, {group: tuple(sorted(own, key=order)) for group, own in members.items() if own})
+
+
+def _using(
+    load_balancers: Mapping[Placement, PlannedLoadBalancer], placements: Iterable[Placement]
+) -> Iterator[tuple[Key, PlannedLoadBalancer]]:
+    """Pools, and who of these uses them."""
+    return ((key, found) for each in placements if (found := load_balancers.get(each)) for key in each.needs.pools)
+
+
+def _serving(pools: Mapping[Key, PlannedPool], keys: Iterable[Key]) -> Iterator[tuple[str, PlannedPool]]:
+    """Sites, and which of these they may serve."""
+    return ((site_id, pool) for key in keys if (pool := pools.get(key)) for site_id in pool.sites)
+
+
+def _undialled(load_balancers: Iterable[PlannedLoadBalancer], pools: Mapping[Key, PlannedPool]) -> Iterator[Condition]:
     """Regional edges dial nothing but tunnels."""
-    for balancer, planned in load_balancers.items():
-        for key in sorted(balancer.pools) if planned.use.edges else ():
+    for balancer in load_balancers:
+        for key in sorted(balancer.placement.needs.pools) if balancer.use.edges else ():
             if key in pools and pools[key].locations.anywhere:
                 message = f"regional edges reach what is at sites, and not the public origin servers of origin_pool {key}"
-                yield Condition(balancer.stored.kind, balancer.stored.key, "Unreachable", message)
+                yield Condition(*balancer.placement.target, "Unreachable", message)
 
 
 @lru_cache(CACHE)
@@ -291,35 +308,13 @@ def _export_use(site_id: str, use: Use, pool: PlannedPool) -> items.ExportUse:
     )
 
 
-def _placements(known: Plan, others: Collection[Target], new: Iterable[Placement]) -> dict[Target, Placement]:
-    """Oldest first. `others`: load balancers of which nothing known holds."""
-    added = {(each.stored.kind, each.stored.key): each for each in new}
-    if added.keys() == others and all(
-        target in known.placements and known.placements[target].rank == added[target].rank for target in others
-    ):
-        return {**known.placements, **added}
-    kept = {target: each for target, each in known.placements.items() if target not in others}
-    return dict(sorted({**kept, **added}.items(), key=lambda item: item[1].rank))
+def _listeners(site_ids: Iterable[str], wanted: Mapping[str, tuple[Placement, ...]], where: Topology) -> dict[str, SiteListeners]:
+    return {site_id: settle(site_id, where.sites[site_id].metadata.name, wanted[site_id]) for site_id in site_ids}
 
 
-def _barred(known: Plan, placements: Iterable[Placement], new: Iterable[Placement], intent: Intent) -> dict[Placement, Condition]:
-    """`placements` are all, oldest first."""
-    fresh = {each: found for each in new if (found := public_names.barred(each, known.topology, intent.names))}
-    every = {**known.barred, **fresh}
-    return {each: every[each] for each in placements if each in every}
-
-
-def _listeners(site_id: str, wanted: tuple[Placement, ...], known: Plan) -> SiteListeners:
-    if known.wanted.get(site_id) is wanted:
-        return known.listeners[site_id]
-    return settle(site_id, known.topology.sites[site_id].metadata.name, wanted)
-
-
-def _displaced(before: Mapping[str, SiteListeners], after: Mapping[str, SiteListeners]) -> Iterator[Placement]:
-    """Load balancers that listen at other sites than before."""
-    for site_id in before.keys() | after.keys():
-        if (old := before.get(site_id)) is not (new := after.get(site_id)):
-            yield from (old.holders if old else frozenset()) ^ (new.holders if new else frozenset())
+def _displaced(before: SiteListeners | None, after: SiteListeners | None) -> frozenset[Placement]:
+    """Load balancers that listen there now and did not before, or the other way round."""
+    return (before.holders if before else frozenset()) ^ (after.holders if after else frozenset())
 
 
 def _planned(
@@ -330,12 +325,14 @@ def _planned(
     if not sites:
         return None
     edges = tuple([site_id for site_id in sites if site_id in where.edges])
-    missing = frozenset([key for key in balancer.pools if not intent.find(POOL, key)])
-    return _load_balancer(balancer, sites, edges, missing, *_applied(balancer.policies, policies, intent))
+    stored = intent.of(balancer.target[0])[balancer.target[1]]
+    missing = frozenset([key for key in balancer.needs.pools if not intent.find(POOL, key)])
+    return _load_balancer(stored, balancer, sites, edges, missing, *_applied(balancer.needs.policies, policies, intent))
 
 
 @lru_cache(CACHE)
 def _load_balancer(
+    stored: Stored[LoadBalancer],
     placement: Placement,
     sites: tuple[str, ...],
     edges: tuple[str, ...],
@@ -343,16 +340,16 @@ def _load_balancer(
     policies: tuple[str, ...] | None,
     policy_headers: tuple[str, ...],
 ) -> PlannedLoadBalancer:
-    item = load_balancer_item(placement.stored, missing, policies)
+    item = load_balancer_item(stored, missing, policies)
     customers = tuple(site_id for site_id in sites if site_id not in edges) if edges else sites
     use = Use(
-        str(placement.stored.key),
+        placement.key,
         "tcp" if placement.tcp else "http",
         customers,
         edges,
         policies,
         policy_headers,
-        exempts_routes(placement.stored.spec),
+        exempts_routes(stored.spec),
     )
     return PlannedLoadBalancer(placement, sites, item, use)
 
@@ -377,9 +374,18 @@ def oldest(users: Iterable[PlannedLoadBalancer]) -> PlannedLoadBalancer:
 
 
 def _planned_pool(key: Key, users: tuple[PlannedLoadBalancer, ...], intent: Intent, where: Topology) -> PlannedPool | None:
-    """None if nothing uses it, or it is not there."""
+    """None if nothing uses it, or it is not there.
+
+    `LB_OVERRIDE` becomes the algorithm on which all load balancers that use the pool agree; else they hash, each in its own way. What becomes
+    of lost sites the oldest of them decides.
+    """
     stored = intent.find(POOL, key) if users else None
-    return _pool(stored, _health_checks(stored, intent), users, where) if stored else None
+    if stored is None:
+        return None
+    algorithms = {user.placement.needs.algorithm for user in users}
+    algorithm = algorithms.pop() if len(algorithms) == 1 else "LB_OVERRIDE"
+    uses = tuple(sorted((user.use for user in users), key=lambda use: use[:2]))
+    return _pool(stored, _health_checks(stored, intent), algorithm, oldest(users).placement.needs.lost_sites, uses, where)
 
 
 def _health_checks(pool: Stored[OriginPool], intent: Intent) -> tuple[Stored[Healthcheck], ...]:
@@ -391,21 +397,11 @@ def _health_checks(pool: Stored[OriginPool], intent: Intent) -> tuple[Stored[Hea
 def _pool(
     stored: Stored[OriginPool],
     health_checks: tuple[Stored[Healthcheck], ...],
-    users: tuple[PlannedLoadBalancer, ...],
+    algorithm: Algorithm,
+    lost_sites: items.LostSites,
+    uses: tuple[Use, ...],
     where: Topology,
 ) -> PlannedPool:
-    """`LB_OVERRIDE` becomes the algorithm on which all load balancers that use the pool agree; else they hash, each in its own way.
-
-    What becomes of lost sites the oldest of them decides.
-    """
     at = locations(stored, where)
-    algorithms = {user.placement.algorithm for user in users}
-    item = pool_item(
-        stored,
-        health_checks,
-        at.each,
-        algorithms.pop() if len(algorithms) == 1 else "LB_OVERRIDE",
-        lost_sites(oldest(users).placement.stored.spec),
-    )
-    uses = tuple(sorted((user.use for user in users), key=lambda use: use[:2]))
+    item = pool_item(stored, health_checks, at.each, algorithm, lost_sites)
     return PlannedPool(stored.key, item, at, stored.spec.endpoint_selection == "LOCAL_ONLY", uses)

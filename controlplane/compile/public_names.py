@@ -36,7 +36,7 @@ def barred(placement: Placement, topology: Topology, owned: frozenset[str]) -> C
     if not names:
         return None
     message = f"not on regional edges, as {', '.join(names)} does not belong to this tenant"
-    return Condition(placement.stored.kind, placement.stored.key, "NotYours", message)
+    return Condition(*placement.target, "NotYours", message)
 
 
 def _needed(claim: Claim) -> Iterator[str]:

@@ -6,13 +6,10 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from controlplane.compile.intent import CACHE, Intent
+from controlplane.compile.intent import CACHE, Intent, Target
 from controlplane.compile.snapshot import Condition
 from controlplane.resources.base import Key, Stored
 from controlplane.resources.registry import refs
-
-Target = tuple[str, Key]
-"""Kind and key."""
 
 
 @lru_cache(CACHE)

@@ -12,7 +12,7 @@ from controlplane.compile.imports import Import
 from controlplane.compile.intent import CACHE, Intent, Observations, Tenant
 from controlplane.compile.members import labels
 from controlplane.compile.multicluster import MOST_PORTS
-from controlplane.compile.plan import Export, Plan, plan
+from controlplane.compile.plan import Export, Plan, peers, plan
 from controlplane.compile.references import dangling
 from controlplane.compile.snapshot import CompiledItem, Condition, Snapshot, snapshot_of
 from controlplane.resources.base import Key, Stored
@@ -37,7 +37,7 @@ def conditions(intent: Intent) -> tuple[Condition, ...]:
     """What users should know of their objects, whether or not a site has them: dangling references, conflicts, what edges refuse, conflicts by site."""
     made = plan(intent)
     conflicts = (condition for site_id in sorted(made.listeners) for condition in made.listeners[site_id].conflicts)
-    unpublished = (condition for site_id in sorted(made.publications) for condition in made.publications[site_id].conflicts)
+    unpublished = (condition for site_id in sorted(made.topology.sites) for condition in made.publications(site_id).conflicts)
     unplaced = (_unplaced(each) for each in intent.imports if each.unplaced)
     found = (*dangling(intent), *made.topology.conflicts, *made.refused, *made.overruled, *conflicts, *unpublished, *unplaced)
     groups = {key: each.group for each in intent.imports for key in each.keys}
@@ -56,24 +56,25 @@ def _of_group(condition: Condition, groups: Mapping[Key, Key]) -> Condition:
 
 
 def _items(site: Stored[Site], made: Plan, observations: Observations) -> list[CompiledItem]:
+    """Some of them twice: pools that the site calls and serves."""
     site_id = str(site.uid)
     listening = made.accepted(site_id)
     balancers = [made.load_balancers[placement] for placement in listening]
-    exports = made.exports(site_id)
-    pools = made.called(listening).union(made.pools[export.pool] for export in exports)
+    exports, called = made.exports(site_id), made.called(site_id)
     policies = {policy for balancer in balancers for policy in balancer.use.policies or ()}.union(*(export.policies for export in exports))
-    peers = made.peers(site_id, exports)
+    known = peers(site_id, called, exports)
     return [
         site_item(site, made.intent.tenant),
         *(made.listeners[site_id].items if listening else ()),
         *[balancer.item for balancer in balancers],
         *[export.item for export in exports],
-        *[pool.item for pool in pools],
+        *[pool.item for pool in called],
+        *[made.pools[export.pool].item for export in exports],
         *[made.policies[policy].item for policy in policies],
-        *[_peer_of(site_id, peer, made, observations) for peer in peers],
-        *_edges(site_id, peers, exports, made, observations),
+        *[_peer_of(site_id, peer, made, observations) for peer in known],
+        *_edges(site_id, known, exports, made, observations),
         *_discoveries(site_id, made),
-        *(made.publications[site_id].all_items if site_id in made.publications else ()),
+        *made.publications(site_id).all_items,
     ]
 
 
@@ -95,10 +96,10 @@ def _ways(site_id: str, peer: str, made: Plan, observations: Observations) -> tu
     return tuple(edge for edge in homes if edge in made.topology.edges)
 
 
-def _edges(site_id: str, peers: Iterable[str], exports: Iterable[Export], made: Plan, observations: Observations) -> Iterator[CompiledItem]:
+def _edges(site_id: str, known: Iterable[str], exports: Iterable[Export], made: Plan, observations: Observations) -> Iterator[CompiledItem]:
     """It keeps tunnels to its homes, and to the edges that call its exports; what leads to its peers it only dials."""
     own = {*observations.homes.get(site_id, ()), *(edge for export in exports for edge in export.edges)}
-    for edge in sorted(own.union(*(_ways(site_id, peer, made, observations) for peer in peers)) & made.topology.edges):
+    for edge in sorted(own.union(*(_ways(site_id, peer, made, observations) for peer in known)) & made.topology.edges):
         yield _edge(made.topology.sites[edge], observations.gateways.get(edge, ()), edge in own)
 
 

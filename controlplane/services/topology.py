@@ -168,8 +168,7 @@ class Observed:
     def talk(self, one: str, other: str) -> bool:
         """Whether one of the sites calls the other. What a site talks to is worked out once, since a mesh asks for each pair."""
         if one not in self._peers:
-            made = plan(self.view.intent)
-            self._peers[one] = made.peers(one, made.exports(one))
+            self._peers[one] = plan(self.view.intent).peers(one)
         return other in self._peers[one]
 
     def group(self, group: Stored[Any]) -> Group:

@@ -151,7 +151,9 @@ def advance(view: View, changes: Changes) -> View:
     intent = view.intent
     tenant = _trusting(view, changes)
     if changes.written or changes.deleted or (tenant, changes.names) != (intent.tenant, intent.names):
-        intent = Intent(tenant, _objects(intent.objects, changes), intent.edges, changes.names, intent.imports, ref(intent))
+        intent = Intent(
+            tenant, _objects(intent.objects, changes), intent.edges, changes.names, intent.imports, ref(intent), changes.targets
+        )
     fleet = Fleet({**view.fleet.nodes, **{node.id: node for node in changes.nodes}}) if changes.nodes else view.fleet
     intent = with_imports(intent, fleet.exported)
     issuers = view.issuers if changes.anchors is None else _issuers(changes.anchors)
@@ -183,8 +185,7 @@ def _issuers(anchors: Mapping[str, Anchors]) -> frozenset[str]:
 
 def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], Iterable[str]]) -> frozenset[str]:
     """Ids of the sites whose snapshot may differ. `peers_of` a site: the sites in whose snapshot it is a peer."""
-    keys = {(written.kind, written.key) for written in changes.written} | {(kind, key) for kind, key, _ in changes.deleted}
-    keys |= {("tcp_loadbalancer", key) for each in {*old.intent.imports} ^ {*new.intent.imports} for key in each.keys}
+    keys = changes.targets | {("tcp_loadbalancer", key) for each in {*old.intent.imports} ^ {*new.intent.imports} for key in each.keys}
     if len(keys) > EVERYTHING or (old.intent.tenant, old.intent.names) != (new.intent.tenant, new.intent.names):
         return frozenset(old.sites) | frozenset(new.sites)
     found: set[str] = set()

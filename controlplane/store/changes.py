@@ -72,6 +72,11 @@ class Changes:
     names: frozenset[str]
     """All public names of the tenant."""
 
+    @property
+    def targets(self) -> frozenset[tuple[str, Key]]:
+        """Kind and key of what was written or deleted."""
+        return frozenset((each.kind, each.key) for each in self.written) | {(kind, key) for kind, key, _ in self.deleted}
+
 
 _SINCE = text("""
     SELECT t.name, t.revision, t.revocations,

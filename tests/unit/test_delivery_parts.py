@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -96,9 +95,9 @@ def test_what_a_site_talks_to_is_worked_out_once_however_many_pairs_there_are(mo
     made = intent(*(site(name, {"k": "1"}) for name in sites), virtual_site("all", "k"), full_mesh("mesh", "all"))
     asked, peers = [], Plan.peers
 
-    def count(plan: Plan, site_id: str, exports: Any) -> frozenset[str]:
+    def count(plan: Plan, site_id: str) -> frozenset[str]:
         asked.append(site_id)
-        return peers(plan, site_id, exports)
+        return peers(plan, site_id)
 
     monkeypatch.setattr(Plan, "peers", count)
     (group,) = groups(Observed(View(1, made, Fleet({})), (), {}, NOW))

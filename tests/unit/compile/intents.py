@@ -70,7 +70,13 @@ def intent(*bodies: Body) -> Intent:
 def written(before: Intent, after: Intent) -> Intent:
     """`after`, as a write to `before` makes it: they share what is equal."""
     shared = {kind: before.of(kind) if before.of(kind) == of_kind else of_kind for kind, of_kind in after.objects.items()}
-    return replace(after, objects=shared, before=ref(before))
+    kinds = before.objects.keys() | shared.keys()
+    touched = {(kind, key) for kind in kinds for key in _differing(before.of(kind), shared.get(kind, {}))}
+    return replace(after, objects=shared, before=ref(before), touched=frozenset(touched))
+
+
+def _differing(before: Mapping[Key, Stored[Any]], after: Mapping[Key, Stored[Any]]) -> set[Key]:
+    return {key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)}
 
 
 def read_intent(text: str) -> Intent:

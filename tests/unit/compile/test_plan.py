@@ -72,6 +72,18 @@ def test_what_a_write_does_not_touch_is_taken_over() -> None:
     assert later.pools[pool_one.key] is known.pools[pool_one.key]
 
 
+def test_what_a_load_balancer_does_with_requests_moves_nothing() -> None:
+    """Its item is another one, and all else the very same: who listens where, who calls which pool, and what is served."""
+    before = intent_of(FIRST.values())
+    after = intent_of(made(other=http("other", ["two"], ["b"], more_option={"idle_timeout": 1000})).values())
+    known, later = plan(before), plan(written(before, after))
+    target = ("http_loadbalancer", FIRST["other"].key)
+    placement = known.placements[target]
+    assert later.placements[target] is placement
+    assert later.load_balancers[placement].item != known.load_balancers[placement].item
+    assert (later.wanted, later.listeners, later.pools, later.served) == (known.wanted, known.listeners, known.pools, known.served)
+
+
 def test_an_object_that_was_written_as_it_was_is_planned_with_what_else_changed() -> None:
     """Its placement is the very same, and yet its pool may be another one."""
     before = intent_of(FIRST.values())
@@ -82,8 +94,10 @@ def test_an_object_that_was_written_as_it_was_is_planned_with_what_else_changed(
 
 
 def _assert_same(ours: Plan, theirs: Plan) -> None:
-    assert list(ours.placements) == list(theirs.placements)
+    assert ours.placements == theirs.placements
     assert {key: each.item for key, each in ours.pools.items()} == {key: each.item for key, each in theirs.pools.items()}
     for one, other in ((ours.wanted, theirs.wanted), (ours.users, theirs.users), (ours.served, theirs.served)):
         assert {key: len(members) for key, members in one.items()} == {key: len(members) for key, members in other.items()}
-    assert [each.item for each in ours.load_balancers.values()] == [each.item for each in theirs.load_balancers.values()]
+    assert {each: found.item for each, found in ours.load_balancers.items()} == {
+        each: found.item for each, found in theirs.load_balancers.items()
+    }
