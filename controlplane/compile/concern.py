@@ -1,13 +1,13 @@
 """Which sites an object concerns, without compiling them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from controlplane.compile.claims import LoadBalancer
 from controlplane.compile.discoveries import watching
-from controlplane.compile.intent import Intent
+from controlplane.compile.intent import Intent, Target
 from controlplane.compile.listeners import Placement, placement
-from controlplane.compile.plan import Plan, plan
+from controlplane.compile.plan import LOAD_BALANCERS, Plan, plan
 from controlplane.compile.pools import locations
 from controlplane.compile.references import referrers
 from controlplane.resources.base import Key, Stored
@@ -17,10 +17,7 @@ from controlplane.resources.site_mesh_group import SiteMeshGroup
 
 
 def concerned_sites(kind: str, key: Key, intent: Intent) -> frozenset[str]:
-    """Ids of the sites to whose snapshot the object contributes.
-
-    After a write these, before and after it, are all whose snapshot may differ.
-    """
+    """Ids of the sites to whose snapshot the object contributes."""
     made = plan(intent)
     if kind == "origin_pool":
         return _of_pool(key, made)
@@ -30,6 +27,22 @@ def concerned_sites(kind: str, key: Key, intent: Intent) -> frozenset[str]:
     if stored is None or kind not in _DIRECTLY:
         return _of_referrers(kind, key, intent)
     return _DIRECTLY[kind](stored, made)
+
+
+def changed_sites(kind: str, key: Key, before: Intent, after: Intent) -> frozenset[str]:
+    """Ids of all sites whose snapshot may be another one, if this is the object that is not the same in both."""
+    if kind in LOAD_BALANCERS:
+        return _of_changed_load_balancer((kind, key), plan(before), plan(after))
+    return concerned_sites(kind, key, before) | concerned_sites(kind, key, after)
+
+
+def _of_changed_load_balancer(target: Target, before: Plan, after: Plan) -> frozenset[str]:
+    """Where it is wanted, and where the pools are that it changes: most changes leave them as they were."""
+    both = [(made, balancer) for made in (before, after) if (balancer := made.placements.get(target))]
+    wanted = frozenset(site_id for _, balancer in both for site_id in balancer.claims)
+    pools = {key for made, balancer in both for each in (balancer, *_competing(balancer, made)) for key in each.needs.pools}
+    changed = [key for key in pools if before.pools.get(key) is not after.pools.get(key)]
+    return wanted.union(*(_of_pool(key, made) for key in changed for made in (before, after)))
 
 
 def _of_referrers(kind: str, key: Key, intent: Intent) -> frozenset[str]:
@@ -60,9 +73,13 @@ def _of_pool(key: Key, made: Plan) -> frozenset[str]:
 def _of_load_balancer(stored: Stored[LoadBalancer], made: Plan) -> frozenset[str]:
     """Where it is wanted, and where it calls. Where it competes, who gives way to whom decides for other load balancers, too."""
     balancer = placement(stored, made.topology)
+    return frozenset(balancer.claims) | _behind((balancer, *_competing(balancer, made)), made)
+
+
+def _competing(balancer: Placement, made: Plan) -> Iterator[Placement]:
+    """All that want to listen where not everybody can."""
     contested = (site_id for site_id in balancer.claims if site_id in made.listeners and made.listeners[site_id].conflicts)
-    others = (other for site_id in contested for other in made.wanted[site_id])
-    return frozenset(balancer.claims) | _behind((balancer, *others), made)
+    return (other for site_id in contested for other in made.wanted[site_id])
 
 
 def _of_site(key: Key, made: Plan) -> frozenset[str]:

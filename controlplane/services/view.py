@@ -11,7 +11,7 @@ from weakref import ref
 
 from agent.protocol.items import Gateway, IpsecNode
 from agent.protocol.report import IpsecAbility, MultiClusterServices
-from controlplane.compile.concern import concerned_sites
+from controlplane.compile.concern import changed_sites
 from controlplane.compile.intent import Intent, Observations, Tenant
 from controlplane.compile.multicluster import Exported, with_imports
 from controlplane.pki import key_identifier
@@ -190,7 +190,7 @@ def concerned(old: View, new: View, changes: Changes, peers_of: Callable[[str], 
         return frozenset(old.sites) | frozenset(new.sites)
     found: set[str] = set()
     for kind, key in keys:
-        found |= concerned_sites(kind, key, old.intent) | concerned_sites(kind, key, new.intent)
+        found |= changed_sites(kind, key, old.intent, new.intent)
     for site_id in _moved(old, new, changes.nodes) | changes.homes.keys():
         found |= {site_id, *peers_of(site_id)}
     return frozenset(found)

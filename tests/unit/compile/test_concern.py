@@ -1,6 +1,6 @@
 """Which sites a write concerns."""
 
-from controlplane.compile.concern import concerned_sites
+from controlplane.compile.concern import changed_sites, concerned_sites
 from controlplane.compile.intent import Intent
 from controlplane.compile.members import members, topology
 from controlplane.compile.site import compile_site
@@ -111,3 +111,12 @@ def test_what_a_site_has_nothing_to_do_with_does_not_change_it() -> None:
     before = intent(*SITES, pool("pool", "b"), http("lb", ["pool"], ["a"]))
     after = intent(*SITES, pool("pool", "b"), http("lb", ["pool"], ["a"], domains=["other.test"]))
     assert changed(before, after) == {A}
+    assert changed_sites("http_loadbalancer", Key("shop", "lb"), before, after) == {A}
+
+
+def test_a_load_balancer_that_calls_another_pool_changes_the_sites_of_both() -> None:
+    pools = (pool("here", "b"), pool("there", "c"))
+    before = intent(*SITES, *pools, http("lb", ["here"], ["a"]))
+    after = intent(*SITES, *pools, http("lb", ["there"], ["a"]))
+    assert changed(before, after) == {A, B, C}
+    assert changed_sites("http_loadbalancer", Key("shop", "lb"), before, after) == {A, B, C}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.protocol import items
 from agent.protocol.base import content_hash
 from agent.protocol.items import TYPES, ItemKind
-from controlplane.compile.concern import concerned_sites
+from controlplane.compile.concern import changed_sites, concerned_sites
 from controlplane.compile.edge import public_items, tenant_of
 from controlplane.compile.intent import Intent
 from controlplane.compile.plan import plan
@@ -121,13 +121,16 @@ def test_the_order_in_which_objects_were_read_does_not_matter(intent: Intent, ra
 @given(changed_tenants())
 def test_a_write_changes_only_sites_that_it_concerns_before_or_after(change: tuple[Intent, Intent, Stored[Any] | None]) -> None:
     before, after, touched = change
-    concerned = frozenset[str]()
+    plan(before)
+    after = written(before, after)
+    concerned = changed = frozenset[str]()
     if touched:
+        changed = changed_sites(touched.kind, touched.key, before, after)
         concerned = concerned_sites(touched.kind, touched.key, before) | concerned_sites(touched.kind, touched.key, after)
     old, new = compiled(before), compiled(after)
-    assert {site_id for site_id in SITE_IDS if old[site_id].manifest != new[site_id].manifest} <= concerned
+    assert {site_id for site_id in SITE_IDS if old[site_id].manifest != new[site_id].manifest} <= changed <= concerned
     public = public_items(before, observations_of(before)), public_items(after, observations_of(after))
-    assert {edge for edge in EDGE_IDS if public[0].get(edge) != public[1].get(edge)} <= concerned
+    assert {edge for edge in EDGE_IDS if public[0].get(edge) != public[1].get(edge)} <= changed
 
 
 @settings(parent=quick, max_examples=200)
