@@ -1,7 +1,9 @@
 """Claims of load balancers on listeners: refused when written, resolved when membership changes."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -40,10 +42,12 @@ async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[An
         await _follow_edges(session, tenant_id, places.edges, {load_balancer.uid: before})
     old = claims(before, places) if before else frozenset()
     await store.release(session, tenant_id, [Holding(kind, key, old - wanted)])
+    await _serve_waiting(session, tenant_id, (kind, key))
     await store.take(session, tenant_id, [Holding(kind, key, wanted)])
     got = (await store.owned(session, tenant_id, kind, [key])).get(key, frozenset())
     if refused := wanted - old - got:
         raise await _taken(session, tenant_id, Holding(kind, key, refused), places)
+    await store.note_waiting(session, tenant_id, {(kind, key): not wanted <= got})
 
 
 async def on_edges(session: AsyncSession, tenant_id: UUID, referrers: Iterable[Referrer]) -> tuple[str, ...]:
@@ -117,20 +121,40 @@ async def _selecting(session: AsyncSession, tenant_id: UUID, sites: Collection[S
 
 
 async def _follow(session: AsyncSession, tenant_id: UUID, targets: Iterable[tuple[str, Key]]) -> None:
-    """Bring the claims of those that refer to these up to date. The oldest comes first; what has an owner stays with it."""
+    """Bring the claims of those that refer to these up to date."""
     found = {stored.uid: stored for target in targets for stored in await _advertised_at(session, tenant_id, *target)}
     await _claim_anew(session, tenant_id, found.values())
 
 
-async def _claim_anew(session: AsyncSession, tenant_id: UUID, load_balancers: Iterable[Stored[Any]]) -> None:
+async def _serve_waiting(session: AsyncSession, tenant_id: UUID, writing: tuple[str, Key]) -> None:
+    """Whoever waits for a place comes before who asks for it now: sites serve it there since the place is free."""
+    waiting = await store.waiting(session, tenant_id) - {writing}
+    found = [await resource_store.find(session, tenant_id, of, [key for kind, key in waiting if kind == of]) for of in KINDS]
+    await _claim_anew(session, tenant_id, [resource_store.parsed(json) for own in found for json in own])
+
+
+async def _claim_anew(session: AsyncSession, tenant_id: UUID, load_balancers: Collection[Stored[Any]]) -> None:
+    """The oldest comes first; what has an owner stays with it, and who lacks something waits for it."""
+    if not load_balancers:
+        return
     affected = sorted(load_balancers, key=lambda stored: (stored.created_revision, stored.kind, stored.key))
     places = await _places(session, tenant_id, affected)
     owned = await public_names.owned(session, tenant_id)
     wanted = [Holding(stored.kind, stored.key, _admitted(claims(stored, places), topology(places).edges, owned)) for stored in affected]
-    had = {kind: await store.owned(session, tenant_id, kind, [holding.key for holding in wanted if holding.kind == kind]) for kind in KINDS}
-    left = [Holding(new.kind, new.key, had[new.kind].get(new.key, frozenset()) - new.claims) for new in wanted]
-    await store.release(session, tenant_id, left)
+    had = await _owned(session, tenant_id, wanted)
+    await store.release(session, tenant_id, [replace(new, claims=had[new.kind, new.key] - new.claims) for new in wanted])
     await store.take(session, tenant_id, wanted)
+    got = await _owned(session, tenant_id, wanted)
+    await store.note_waiting(session, tenant_id, {(new.kind, new.key): not new.claims <= got[new.kind, new.key] for new in wanted})
+
+
+async def _owned(session: AsyncSession, tenant_id: UUID, holdings: Collection[Holding]) -> Mapping[tuple[str, Key], frozenset[Claim]]:
+    """What each of these load balancers has."""
+    found: dict[tuple[str, Key], frozenset[Claim]] = defaultdict(frozenset)
+    for kind in KINDS:
+        own = await store.owned(session, tenant_id, kind, [holding.key for holding in holdings if holding.kind == kind])
+        found |= {(kind, key): claimed for key, claimed in own.items()}
+    return found
 
 
 def _admitted(wanted: frozenset[Claim], edges: Collection[str], owned: frozenset[str]) -> frozenset[Claim]:

@@ -4,17 +4,17 @@
 Claims go to Postgres as arrays, one parameter per column, for there may be more of them than a statement may have parameters.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, text
+from sqlalchemy import delete, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.resources.base import Key
 from controlplane.resources.claim import Claim
-from controlplane.store.tables import ListenerClaimRow, ListenerRow
+from controlplane.store.tables import ListenerClaimRow, ListenerRow, ListenerWaitRow
 
 _WANTED = """
     unnest(
@@ -145,6 +145,24 @@ async def take(session: AsyncSession, tenant_id: UUID, wanted: Sequence[Holding]
     if any(holding.claims for holding in wanted):
         await session.execute(_OPEN, _parameters(tenant_id, wanted))
         await session.execute(_TAKE, _parameters(tenant_id, wanted))
+
+
+async def waiting(session: AsyncSession, tenant_id: UUID) -> frozenset[tuple[str, Key]]:
+    """Kind and key of the load balancers that have not all that they claim."""
+    columns = (ListenerWaitRow.kind, ListenerWaitRow.namespace, ListenerWaitRow.name)
+    rows = await session.execute(select(*columns).filter_by(tenant_id=tenant_id))
+    return frozenset((row.kind, Key(row.namespace, row.name)) for row in rows)
+
+
+async def note_waiting(session: AsyncSession, tenant_id: UUID, lacks: Mapping[tuple[str, Key], bool]) -> None:
+    """Which of these load balancers have not all that they claim. Few ever do, and few change."""
+    known = await waiting(session, tenant_id)
+    for kind, key in (each for each, lacking in lacks.items() if lacking != (each in known)):
+        row = {"tenant_id": tenant_id, "kind": kind, "namespace": key.namespace, "name": key.name}
+        if lacks[kind, key]:
+            await session.execute(insert(ListenerWaitRow).values(row))
+        else:
+            await session.execute(delete(ListenerWaitRow).filter_by(**row).execution_options(synchronize_session=False))
 
 
 async def owners(session: AsyncSession, tenant_id: UUID, wanted: Holding) -> tuple[Owner, ...]:

@@ -179,6 +179,17 @@ class ListenerClaimRow(OfTenant, Base):
     name: Mapped[str]
 
 
+class ListenerWaitRow(OfTenant, Base):
+    """A load balancer that has not all that it claims, since somebody else was there when a site joined."""
+
+    __tablename__ = "listener_waits"
+    __table_args__ = (_resource_key(),)
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    namespace: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+
+
 class SecretRow(OfTenant, Base):
     """A secret of an object, sealed under the key-encryption key; it goes with the object."""
 

@@ -99,6 +99,15 @@ CREATE TABLE listener_claims (
 );
 CREATE INDEX ON listener_claims (tenant_id, kind, namespace, name);
 
+CREATE TABLE listener_waits (
+    {TENANT},
+    kind text,
+    namespace text,
+    name text,
+    PRIMARY KEY (tenant_id, kind, namespace, name),
+    {OF_RESOURCE}
+);
+
 CREATE TABLE secrets (
     {TENANT},
     uid uuid,
@@ -357,6 +366,7 @@ OF_TENANT = (
     "refs",
     "listeners",
     "listener_claims",
+    "listener_waits",
     "secrets",
     "audit_log",
     "credentials",

@@ -406,6 +406,28 @@ async def test_membership_never_refuses_and_the_loser_can_still_be_edited(shop: 
     assert (await shop.put(f"{BALANCERS}/on-gold", json=balancer("on-gold", where=on_gold))).status_code == 409
 
 
+@pytest.mark.parametrize("leaves", ["is deleted", "moves", "is disabled"])
+async def test_a_place_that_gets_free_belongs_to_whoever_waits_for_it(shop: httpx.AsyncClient, leaves: str) -> None:
+    selector = {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["tier in (gold)"]}}
+    await put(shop, VIRTUAL_SITES, {"metadata": {"name": "gold"}, "spec": selector})
+    on_gold = {"virtual_site": {"virtual_site": {"namespace": "shared", "name": "gold"}, "network": "SITE_NETWORK_INSIDE"}}
+    on_b = {"site": {"site": {"name": "b"}, "network": "SITE_NETWORK_INSIDE"}}
+    await put(shop, BALANCERS, balancer("waits", where=on_gold))
+    await put(shop, BALANCERS, balancer("owner", where=on_b))
+    await shop.put(f"{SITES}/b", json={"metadata": {"name": "b", "labels": {"tier": "gold"}}})
+    refused = await shop.post(BALANCERS, json=balancer("late", where=on_b))
+    assert (refused.status_code, "shop/owner" in refused.text) == (409, True)
+    if leaves == "is deleted":
+        assert (await shop.delete(f"{BALANCERS}/owner")).status_code == 200
+    else:
+        gone = balancer("owner", where=on_b, disable=True) if leaves == "is disabled" else balancer("owner", port=81, where=on_b)
+        assert (await shop.put(f"{BALANCERS}/owner", json=gone)).status_code == 200
+    refused = await shop.post(BALANCERS, json=balancer("late", where=on_b))
+    assert (refused.status_code, "shop/waits" in refused.text) == (409, True)
+    await shop.delete(f"{BALANCERS}/waits")
+    await put(shop, BALANCERS, balancer("late", where=on_b))
+
+
 async def test_places_follow_selectors(shop: httpx.AsyncClient) -> None:
     path = f"{VIRTUAL_SITES}/chosen"
     body = {"metadata": {"name": "chosen"}, "spec": {"site_type": "CUSTOMER_EDGE", "site_selector": {"expressions": ["tier in (gold)"]}}}
