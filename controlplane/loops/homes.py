@@ -8,6 +8,7 @@ from typing import NoReturn
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from controlplane.errors import NotFound
 from controlplane.services.heartbeats import Heartbeats
 from controlplane.services.homes import Seen, assign
 from controlplane.store.session import Database
@@ -23,6 +24,6 @@ async def follow(database: Database, heartbeats: Heartbeats, clock: Callable[[],
     while True:
         try:
             await assign(database, heartbeats, seen, clock())
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, NotFound) as error:
             log.warning("cannot choose regional edges", error=str(error))
         await asyncio.sleep(EVERY_S)

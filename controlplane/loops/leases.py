@@ -8,6 +8,7 @@ from typing import NoReturn
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from controlplane.errors import NotFound
 from controlplane.services.leases import Leases
 
 log = structlog.get_logger()
@@ -22,7 +23,7 @@ async def watch(leases: Leases, clock: Callable[[], datetime]) -> NoReturn:
         try:
             await leases.look(clock())
             failing = False
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, OSError, NotFound) as error:
             if not failing:
                 log.warning("cannot judge leases", error=str(error))
             failing = True

@@ -10,6 +10,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from agent.protocol.items import EDGES
+from controlplane.errors import NotFound
 from controlplane.resources.base import Key
 from controlplane.store.nodes import Node
 from controlplane.store.session import INTENT_CHANNEL, STATUS_CHANNEL, Database
@@ -176,8 +177,13 @@ _RAISE = text("""
 
 
 async def raise_revision(session: AsyncSession, tenant_id: UUID) -> int:
-    """Something that compilers look at changes in this transaction: the tenant's next revision, announced when it commits."""
-    revision: int = (await session.execute(_RAISE, {"tenant_id": tenant_id, "channel": INTENT_CHANNEL})).scalar_one()
+    """Something that compilers look at changes in this transaction: the tenant's next revision, announced when it commits.
+
+    Raises `NotFound` if the tenant was deleted a moment ago.
+    """
+    revision: int | None = (await session.execute(_RAISE, {"tenant_id": tenant_id, "channel": INTENT_CHANNEL})).scalar()
+    if revision is None:
+        raise NotFound("the tenant was deleted")
     return revision
 
 

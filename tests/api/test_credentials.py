@@ -1,5 +1,6 @@
 """API credentials: shown once, kept as hashes, withdrawn at once; and tenants, which the operator makes."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -121,6 +122,12 @@ async def test_only_the_operator_sees_tenants(user: httpx.AsyncClient, anonymous
     for method, path in (("GET", TENANTS), ("POST", TENANTS), ("GET", f"{TENANTS}/default"), ("DELETE", f"{TENANTS}/default")):
         assert (await user.request(method, path, content=b"{}")).status_code == 403
         assert (await anonymous.request(method, path, content=b"{}")).status_code == 401
+
+
+async def test_of_many_who_delete_a_tenant_one_succeeds(operator: httpx.AsyncClient) -> None:
+    await operator.post(TENANTS, json={"name": "deleted-by-many"})
+    answers = await asyncio.gather(*(operator.delete(f"{TENANTS}/deleted-by-many") for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [404] * 7
 
 
 async def test_the_life_of_a_tenant(app: FastAPI, operator: httpx.AsyncClient) -> None:
