@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -36,6 +37,8 @@ from controlplane.store.changes import StoredJson
 Json = dict[str, Any]
 
 LONGEST_PAGE = 1000
+_LAST = re.compile(r"([-a-z0-9]*)/([-a-z0-9]+)")
+"""The key in a token of a list."""
 
 FORMATS = (
     "GET_RSP_FORMAT_DEFAULT",
@@ -270,9 +273,11 @@ def _object_ref(caller: Caller, kind: str, key: Key) -> Json:
 
 
 def _format(text: str) -> str:
-    name = FORMATS[int(text)] if text.isdecimal() and int(text) < len(FORMATS) else text
+    name = {str(number): name for number, name in enumerate(FORMATS)}.get(text, text)
     if name not in FORMATS:
-        raise Invalid(f"response_format {text!r} should be one of {', '.join(FORMATS)}", [FieldError("response_format", "is not known")])
+        raise Invalid(
+            f"response_format {text[:64]!r} should be one of {', '.join(FORMATS)}", [FieldError("response_format", "is not known")]
+        )
     return name
 
 
@@ -281,10 +286,12 @@ def _token(page: Page) -> str:
 
 
 def _read_token(token: str) -> Key | None:
+    if not token:
+        return None
     try:
-        namespace, slash, name = base64.urlsafe_b64decode(token.encode()).decode("ascii").partition("/")
+        key = _LAST.fullmatch(base64.urlsafe_b64decode(token.encode()).decode("ascii"))
     except (binascii.Error, UnicodeError):
-        slash = ""
-    if token and not slash:
+        key = None
+    if key is None:
         raise Invalid("continue: is not a token of a list", [FieldError("continue", "is not a token of a list")])
-    return Key(namespace, name) if token else None
+    return Key(*key.groups())
