@@ -45,6 +45,8 @@ class _Word:
     """Type of the value, or of the elements of the list, where they are objects."""
     many: bool = False
     supported: bool = False
+    optional: bool = False
+    """Whether it may be absent, which an empty text says as well: protobuf has no other way."""
     choice: Choice | None = None
     reason: str = ""
     """Why it is refused; empty: dropped."""
@@ -55,7 +57,9 @@ class _Word:
         """Whether the value asks for nothing here. An empty object at a choice does ask: it makes the choice."""
         if self.choice:
             return not value and not isinstance(value, Mapping) and name not in self.choice.meant_empty
-        return not self.supported and (not value or _without_nulls(value) in self.unless)
+        if self.supported:
+            return self.optional and value == ""
+        return not value or _without_nulls(value) in self.unless
 
 
 @cache
@@ -67,7 +71,8 @@ def _words(of: type[Value]) -> Mapping[str, _Word]:
     words |= {name: _Word(choice=choice, reason=choice.refused.get(name, "")) for name, choice in choice_of.items()}
     for name, info in of.model_fields.items():
         nested, many = _nested(info.annotation)
-        words[name] = _Word(nested, many, supported=True, choice=choice_of.get(name))
+        optional = type(None) in get_args(info.annotation)
+        words[name] = _Word(nested, many, supported=True, optional=optional, choice=choice_of.get(name))
     return words
 
 

@@ -420,6 +420,28 @@ def test_nulls_are_absent_fields(kind: str) -> None:
     assert read(kind, nulls | SMALLEST[kind]) == read(kind, SMALLEST[kind])
 
 
+EMPTY_TEXTS: dict[str, dict[str, Any]] = {
+    "site": {"inside_vip": "", "outside_vip": ""},
+    "http_loadbalancer": {
+        "domains": ["a.b"],
+        "http": {"port": 80},
+        "advertise_custom": {"advertise_where": [{"site": {"site": {"name": "a"}, "ip": ""}}]},
+        "routes": [{"redirect_route": {"path": {"prefix": "/"}, "route_redirect": {"path_redirect": "/x", "host_redirect": ""}}}],
+    },
+}
+
+
+def without_empty(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_empty(item) for name, item in value.items() if item != ""}
+    return [without_empty(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", EMPTY_TEXTS)
+def test_an_empty_text_is_none_where_one_may_be_missing(kind: str) -> None:
+    assert read(kind, EMPTY_TEXTS[kind]) == read(kind, without_empty(EMPTY_TEXTS[kind]))
+
+
 @pytest.mark.parametrize("kind", SMALLEST)
 def test_everything_unsupported_is_dropped_while_empty_and_everything_off_while_chosen(kind: str) -> None:
     spec_type = KINDS[kind].type
