@@ -15,6 +15,7 @@ from controlplane.compile.members import SITES
 from controlplane.errors import AlreadyExists, Conflict, FieldError, Forbidden, Invalid, NotFound, StaleVersion, StillReferred
 from controlplane.pki import KeyRing
 from controlplane.resources.base import Key, Metadata, Resource, Stored
+from controlplane.resources.normal import MAX_DETAILS
 from controlplane.resources.registry import dump, parse, refs
 from controlplane.resources.selector import Selector
 from controlplane.resources.site import Site
@@ -31,6 +32,9 @@ from controlplane.store.refs import Referrer
 from controlplane.store.resources import Moment, parsed
 
 BUILT_IN_NAMESPACES = ("system", "shared", "default")
+
+MOST_NAMED = 10
+"""Referrers, in one sentence; details have more of them, and `GET_RSP_FORMAT_REFERRING_OBJECTS` all."""
 
 _BATCH = 1000
 
@@ -68,7 +72,7 @@ async def create(
         creator_class=caller.creator_class,
     )
     if not await store.create(session, caller.tenant_id, written):
-        raise AlreadyExists(f"{kind} {written.key} exists already")
+        raise AlreadyExists(f"{kind} {_name(written.key)} exists already")
     await _settle(session, caller, written, None, sealed)
     await _record(session, caller, "Create", written, moment, shown=True)
     return written
@@ -241,10 +245,12 @@ async def _check_unreferred(session: AsyncSession, caller: Caller, gone: list[St
         keys = [json.key for json in gone if json.kind == kind]
         found = await ref_store.referrers(session, caller.tenant_id, kind, keys)
         outside += [referrer for referrer in found if (referrer.kind, referrer.key) not in together]
-    details = [FieldError(f"{referrer.kind} {referrer.key}", f"refers to it at {referrer.path}") for referrer in outside]
-    if details:
+    if outside:
+        details = [FieldError(f"{referrer.kind} {referrer.key}", f"refers to it at {referrer.path}") for referrer in outside[:MAX_DETAILS]]
         what = f"{gone[0].kind} {_name(gone[0].key)}" if len(gone) == 1 else f"namespace {gone[0].namespace}"
-        raise StillReferred(f"{what} is still referred to by {', '.join(detail.field for detail in details)}", details)
+        more = f" and {len(outside) - MOST_NAMED} more" if len(outside) > MOST_NAMED else ""
+        named = ", ".join(detail.field for detail in details[:MOST_NAMED])
+        raise StillReferred(f"{what} is still referred to by {named}{more}", details)
 
 
 def _check_version(given: object, actual: int) -> None:

@@ -336,6 +336,14 @@ async def test_what_is_referred_to_stays(shop: httpx.AsyncClient) -> None:
     assert (await shop.delete(f"{POOLS}/cart")).status_code == 200
 
 
+async def test_a_refusal_is_short_however_many_refer_to_it(shop: httpx.AsyncClient) -> None:
+    for number in range(12):
+        await put(shop, BALANCERS, balancer(f"cart-{number:02}", f"cart-{number}.test"))
+    refusal = (await shop.delete(f"{POOLS}/cart")).json()
+    assert refusal["message"].endswith("http_loadbalancer shop/cart-09 and 2 more")
+    assert len(refusal["details"]) == 12
+
+
 async def test_a_site_can_always_go_and_those_who_need_it_are_told(shop: httpx.AsyncClient) -> None:
     assert (await shop.delete(f"{SITES}/a")).status_code == 200
     broken = (await shop.get(f"{POOLS}/cart?response_format=6")).json()
