@@ -54,6 +54,14 @@ def advertised(spec: LoadBalancer) -> tuple[AdvertiseWhere, ...]:
     return spec.advertise_custom.advertise_where if spec.advertise_custom else ()
 
 
+def asking(spec: LoadBalancer, place: Place, topology: Topology) -> str:
+    """JSON path of what asks for a place."""
+    for index, where in enumerate(advertised(spec)):
+        if place in _places(where, _own_ports(spec), topology):
+            return f"spec.advertise_custom.advertise_where[{index}]"
+    return "spec.advertise_on_public_default_vip" if place.port in _own_ports(spec) else "spec.https.http_redirect"
+
+
 def published(spec: LoadBalancer, topology: Topology) -> Iterator[tuple[str, Publish, tuple[int, ...]]]:
     """Sites, the Services that lead to the load balancer there, and on which ports."""
     redirects = (REDIRECT_PORT,) if isinstance(spec, HttpLoadBalancer) and spec.https and spec.https.http_redirect else ()

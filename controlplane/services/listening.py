@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from controlplane.compile.claims import claims
+from controlplane.compile.claims import asking, claims
 from controlplane.compile.intent import Intent, Tenant
 from controlplane.compile.members import members, topology
 from controlplane.compile.public_names import missing
@@ -46,7 +46,7 @@ async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[An
     await store.take(session, tenant_id, [Holding(kind, key, wanted)])
     got = (await store.owned(session, tenant_id, kind, [key])).get(key, frozenset())
     if refused := wanted - old - got:
-        raise await _taken(session, tenant_id, Holding(kind, key, refused), places)
+        raise await _taken(session, tenant_id, load_balancer, refused, places)
     await store.note_waiting(session, tenant_id, {(kind, key): not wanted <= got})
 
 
@@ -197,17 +197,22 @@ def _intent(objects: Mapping[str, Iterable[Stored[Any]]], edges: Mapping[Key, St
     return Intent(tenant, {kind: {stored.key: stored for stored in found} for kind, found in objects.items()}, edges)
 
 
-async def _taken(session: AsyncSession, tenant_id: UUID, refused: Holding, places: Intent) -> ListenerTaken:
+async def _taken(
+    session: AsyncSession, tenant_id: UUID, load_balancer: Stored[Any], refused: frozenset[Claim], places: Intent
+) -> ListenerTaken:
     names = {str(site.uid): site.metadata.name for site in (*places.of("site").values(), *places.edges.values())}
+    spec, own = load_balancer.spec, (load_balancer.kind, load_balancer.key)
     owners: dict[tuple[Place, str | None], Owner] = {}
-    for owner in await store.owners(session, tenant_id, refused):
+    for owner in await store.owners(session, tenant_id, Holding(*own, refused)):
         owners.setdefault((owner.claim.place, owner.claim.domain), owner)
-        if (owner.kind, owner.key) != (refused.kind, refused.key):
+        if (owner.kind, owner.key) != own:
             owners.setdefault((owner.claim.place, None), owner)
     details = []
-    for wanted in sorted(refused.claims):
+    for wanted in sorted(refused):
         owner = owners.get((wanted.place, wanted.domain)) or owners[wanted.place, None]
-        what = f"domain {wanted.domain!r}" if owner.claim.domain == wanted.domain and wanted.domain else f"port {wanted.port}"
-        where = f"{wanted.network} port {wanted.port} of site {names[wanted.site_id]}"
-        details.append(FieldError("spec", f"{what} at {where} belongs to {owner.kind} {owner.key} ({owner.claim.protocol})"))
+        what = f"{wanted.network} port {wanted.port} of site {names[wanted.site_id]}"
+        path = asking(spec, wanted.place, topology(places))
+        if owner.claim.domain == wanted.domain and wanted.domain:
+            what, path = f"domain {wanted.domain!r} at {what}", f"spec.domains[{spec.domains.index(wanted.domain)}]"
+        details.append(FieldError(path, f"{what} belongs to {owner.kind} {owner.key} ({owner.claim.protocol})"))
     return ListenerTaken(details[0].description, details[:MAX_DETAILS])

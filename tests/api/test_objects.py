@@ -372,6 +372,7 @@ async def test_a_domain_on_a_listener_has_one_owner(shop: httpx.AsyncClient) -> 
     answer = await shop.post(BALANCERS, json=balancer("other"))
     assert (answer.status_code, answer.json()["code"]) == (409, 9)
     assert all(word in answer.json()["message"] for word in ("cart.test", "shop/cart", "site a", "80"))
+    assert [detail["field"] for detail in answer.json()["details"]] == ["spec.domains[0]"]
     await put(shop, BALANCERS, balancer("other", "other.test"))
 
 
@@ -381,7 +382,8 @@ async def test_a_port_has_one_protocol(shop: httpx.AsyncClient) -> None:
     spec = {"listen_port": 5432, "advertise_custom": {"advertise_where": [place]}, "origin_pools_weights": [{"pool": {"name": "cart"}}]}
     answer = await shop.post(TCP_BALANCERS, json={"metadata": {"name": "db"}, "spec": spec})
     assert answer.status_code == 409
-    assert "http_loadbalancer shop/cart" in answer.json()["message"]
+    assert answer.json()["message"] == "inside port 5432 of site a belongs to http_loadbalancer shop/cart (http)"
+    assert [detail["field"] for detail in answer.json()["details"]] == ["spec.advertise_custom.advertise_where[0]"]
     await shop.delete(f"{BALANCERS}/cart")
     await put(shop, TCP_BALANCERS, {"metadata": {"name": "db"}, "spec": spec})
 
