@@ -161,7 +161,7 @@ def _item(report: SiteReport, now: datetime) -> Json:
         "reason": report.reason or report.state,
         "service_name": "",
         "hostname": "",
-        "last_update_time": now.isoformat(),
+        "last_update_time": report.heard_at.isoformat() if report.heard_at else None,
     }
     return {
         "metadata": {

@@ -65,6 +65,11 @@ class SiteReport:
     discovery: DiscoveryState | None = None
     """Of a discovery, or of a site in its own cluster: what was found last."""
 
+    @property
+    def heard_at(self) -> datetime | None:
+        """The last heartbeat of any of its nodes; what is said of the site is no newer."""
+        return max((report.status.last_heartbeat_at for report in self.nodes if report.status), default=None)
+
 
 @dataclass(frozen=True)
 class ObjectReport:
@@ -80,10 +85,13 @@ class ObjectReport:
         return tuple(site for site in self.sites if site.state != "Applied" and site.state not in forgiven)
 
     def reason(self, offline: str) -> str:
-        """Worst first."""
-        states = {site.state for site in self.missing(offline)}
-        if not states:
-            return "Applied" if self.sites else "NoSites"
+        """Worst first. Nothing is applied where every site was ignored."""
+        missing = self.missing(offline)
+        if not missing and any(site.state == "Applied" for site in self.sites):
+            return "Applied"
+        if not self.sites:
+            return "NoSites"
+        states = {site.state for site in missing or self.sites}
         return next(state for state in (*FINAL, "Offline", "NoNodes", "Pending") if state in states)
 
 

@@ -154,7 +154,8 @@ async def test_a_site_without_nodes_is_not_applied_unless_ignored(live: FastAPI,
     assert (await user.post(SITES, json={"metadata": {"name": "a"}, "spec": {}})).status_code == 200
     await publish(user, "a")
     assert (await status(user, wait="applied", timeout="100ms"))["reason"] == "NoNodes"
-    assert (await status(user, wait="applied", timeout="10s", offline="ignore"))["applied"]
+    ignored = await status(user, wait="applied", timeout="10s", offline="ignore")
+    assert (ignored["applied"], ignored["reason"]) == (True, "NoNodes")
     assert (await user.get(f"{SITES}/a")).json()["spec"]["site_state"] == "WAITING_FOR_REGISTRATION"
 
 
@@ -170,7 +171,20 @@ async def test_nothing_is_applied_on_the_word_of_a_silent_node(live: FastAPI, us
         assert body["sites"][0]["nodes"][0]["live"] is False
         assert (await user.get(f"{SITES}/a")).json()["spec"]["site_state"] == "FAILED"
         assert [condition["type"] for condition in body["conditions"]] == ["Offline"]
-        assert (await status(user, wait="applied", timeout="10s", offline="ignore"))["applied"]
+        ignored = await status(user, wait="applied", timeout="10s", offline="ignore")
+        assert (ignored["applied"], ignored["reason"]) == (True, "Offline")
+
+
+async def test_a_condition_is_as_old_as_the_last_heartbeat(live: FastAPI, user: httpx.AsyncClient, clock: Clock) -> None:
+    async with admitted(live, user, "a") as made:
+        await publish(user, "a")
+        await apply_latest(live, made)
+        await status(user, wait="applied", timeout="10s")
+        clock.ahead = timedelta(hours=7)
+        (item,) = (await user.get(f"{BALANCERS}/cart", params={"response_format": "GET_RSP_FORMAT_STATUS"})).json()["status"]
+        (condition,) = item["conditions"]
+        assert condition["status"] == "Down"
+        assert datetime.fromisoformat(condition["last_update_time"]) <= now()
 
 
 async def test_silence_is_not_judged_before_a_whole_lease_of_health(live: FastAPI, user: httpx.AsyncClient, clock: Clock) -> None:
