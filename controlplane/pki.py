@@ -19,9 +19,10 @@ from ipaddress import ip_address
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -273,8 +274,7 @@ def requested_key(csr_pem: str, *, site_name: str, identity: NodeIdentity | None
     Names in a CSR decide nothing, but one that speaks for somebody else is refused: an organisation other than the
     site's name, or an alternative name other than the node's own (`identity`, known at renewal). Raises `BadCsr`.
     """
-    csr = _load_csr(csr_pem)
-    key = csr.public_key()
+    csr, key = _load_csr(csr_pem)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise BadCsr("the key must be an EC key on curve P-256")
     for organisation in csr.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME):
@@ -287,18 +287,21 @@ def requested_key(csr_pem: str, *, site_name: str, identity: NodeIdentity | None
     return key
 
 
-def _load_csr(csr_pem: str) -> x509.CertificateSigningRequest:
+def _load_csr(csr_pem: str) -> tuple[x509.CertificateSigningRequest, CertificatePublicKeyTypes]:
+    """With its key, which it is signed with."""
     try:
         csr = x509.load_pem_x509_csr(csr_pem.encode())
     except ValueError:
         raise BadCsr("not a certificate signing request in PEM") from None
     try:
-        valid = csr.is_signature_valid
+        key, valid = csr.public_key(), csr.is_signature_valid
+    except UnsupportedAlgorithm as error:
+        raise BadCsr(f"the key must be an EC key on curve P-256: {error}") from None
     except (ValueError, InvalidSignature):
         valid = False
     if not valid:
         raise BadCsr("the signature of the request does not match its key")
-    return csr
+    return csr, key
 
 
 def _alternative_names(csr: x509.CertificateSigningRequest) -> list[str]:
@@ -306,7 +309,7 @@ def _alternative_names(csr: x509.CertificateSigningRequest) -> list[str]:
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    except ValueError:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise BadCsr("the extensions of the request cannot be read") from None
     return [str(name.value) for name in names]
 

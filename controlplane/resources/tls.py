@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from pydantic import AfterValidator, Field, model_validator
@@ -137,14 +138,16 @@ class TlsCertificate(Value):
 def _check_key(pem: bytes, leaf: x509.Certificate) -> None:
     """Raises ValueError unless it is the leaf's and of a type that Envoy takes; never quotes the key."""
     try:
-        key = load_pem_private_key(pem, password=None)
+        key, of_certificate = load_pem_private_key(pem, password=None), leaf.public_key()
     except (ValueError, TypeError):
         raise ValueError("private_key should be one unencrypted private key in PEM") from None
+    except UnsupportedAlgorithm as error:
+        raise ValueError(f"private_key should be RSA of 2048 bits or more, or ECDSA: {error}") from None
     weak_rsa = isinstance(key, rsa.RSAPrivateKey) and key.key_size < 2048
     if weak_rsa or not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise ValueError("private_key should be RSA of 2048 bits or more, or ECDSA")
     if isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1):
         raise ValueError("private_key should be on curve P-256, P-384 or P-521")
-    public, of_leaf = (item.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for item in (key.public_key(), leaf.public_key()))
+    public, of_leaf = (item.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for item in (key.public_key(), of_certificate))
     if public != of_leaf:
         raise ValueError("private_key does not belong to the certificate")

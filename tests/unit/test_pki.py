@@ -136,12 +136,46 @@ def test_a_renewal_may_repeat_the_nodes_own_names() -> None:
     assert pki.requested_key(own, site_name="berlin", identity=IDENTITY) == key.public_key()
 
 
+ON_SECT283K1 = """\
+-----BEGIN CERTIFICATE REQUEST-----
+MIHSMHMCAQAwDDEKMAgGA1UEAwwBeDBeMBAGByqGSM49AgEGBSuBBAAQA0oABAeH
+JYS5hsb6M/Y0xejqdIsx3av6RBC5et/0hkdXx1lJ/bXliAPry7W2LB2IOk1GUu7n
+WryjPJc6f7vippmZjzRJ8rrbA195qKAAMAoGCCqGSM49BAMCA08AMEwCJAEh9yfR
+fljMBc6zAUf6yDrd4JnzrIQib6PXlUR17dtaQKBg5wIkAXzWJZ9CfTKpHMtcaeFs
+AcICtJuaIdwW0xQBnypdTrosjStD
+-----END CERTIFICATE REQUEST-----
+"""
+"""OpenSSL makes them; the library that reads them cannot."""
+NAMES_TWICE = """\
+-----BEGIN CERTIFICATE REQUEST-----
+MIHwMIGYAgEAMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AASeTmNuQx0P4+MSZg05NIZS1/VCem8prK43U54ZtAFAkgwLPZ6BjNCTqj/tfCo6
+ooONTPNGFDzWYKZlQeXqZTbioCowKAYJKoZIhvcNAQkOMRswGTAMBgNVHREEBTAD
+ggFhMAkGA1UdEQQCMAAwCgYIKoZIzj0EAwIDRwAwRAIgD/DJmDcAgagycIODefoJ
+fqVHXijrSUEuzAwCsW5vi8UCIBgoY200fwLcZxy5kgwflZriApzxXL2Fj0SQNU2E
+KbBv
+-----END CERTIFICATE REQUEST-----
+"""
+NAME_OF_X400 = """\
+-----BEGIN CERTIFICATE REQUEST-----
+MIHnMIGOAgEAMAwxCjAIBgNVBAMMAXgwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AAROGSo0jpCKn7ulzwEar4afK2hUWiukBGnzLUQ6yC8TwfWOa6ryHfRzpYqP0jV5
+p/9GMWiO4wW0BTxj9iyve3SVoCAwHgYJKoZIhvcNAQkOMREwDzANBgNVHREEBjAE
+owIFADAKBggqhkjOPQQDAgNIADBFAiAgfBeBBx/paJaLGlOcDrsOOVf12x4XHZQ2
+5TD46onouwIhAIEzMlocMPhBe+QbIin3LKsTGoAA+n9wx0t3JYKFTbfG
+-----END CERTIFICATE REQUEST-----
+"""
+
+
 @pytest.mark.parametrize(
     ("request_pem", "reason"),
     [
         ("not a pem", "not a certificate signing request"),
         (csr(rsa.generate_private_key(65537, 2048)), "P-256"),
         (csr(ec.generate_private_key(ec.SECP384R1())), "P-256"),
+        (ON_SECT283K1, "P-256"),
+        (NAMES_TWICE, "the extensions of the request cannot be read"),
+        (NAME_OF_X400, "the extensions of the request cannot be read"),
         (csr(pki.create_key(), organisation="madrid"), "for site 'madrid', not 'berlin'"),
         (csr(pki.create_key(), x509.DNSName("n2.s2.t.isthmus.test")), "asks for the name 'n2.s2.t.isthmus.test'"),
     ],

@@ -95,6 +95,21 @@ def test_a_key_of_another_certificate_is_refused(tls_certificate: dict[str, Any]
     assert refused == {"spec.https.tls_parameters.tls_certificates[0]": "private_key does not belong to the certificate"}
 
 
+ON_SECT283K1 = """\
+-----BEGIN PRIVATE KEY-----
+MIGQAgEAMBAGByqGSM49AgEGBSuBBAAQBHkwdwIBAQQkAE9awADlEDLa47rwiJBI
+3Cefof8NHBbbs0MuwWawxf8lCQjnoUwDSgAEB4clhLmGxvoz9jTF6Op0izHdq/pE
+ELl63/SGR1fHWUn9teWIA+vLtbYsHYg6TUZS7udavKM8lzp/u+KmmZmPNEnyutsD
+X3mo
+-----END PRIVATE KEY-----
+"""
+
+
+def test_a_key_that_cannot_even_be_read_is_refused(tls_certificate: dict[str, Any]) -> None:
+    refused = refusals("http_loadbalancer", https(tls_certificate | {"private_key": key_secret(ON_SECT283K1.encode())}))
+    assert "private_key should be" in refused["spec.https.tls_parameters.tls_certificates[0]"]
+
+
 @pytest.mark.parametrize(
     "unfit",
     [ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256K1())],
