@@ -140,12 +140,13 @@ async def _claim_anew(session: AsyncSession, tenant_id: UUID, load_balancers: Co
     affected = sorted(load_balancers, key=lambda stored: (stored.created_revision, stored.kind, stored.key))
     places = await _places(session, tenant_id, affected)
     owned = await public_names.owned(session, tenant_id)
-    wanted = [Holding(stored.kind, stored.key, _admitted(claims(stored, places), topology(places).edges, owned)) for stored in affected]
+    asked = {(stored.kind, stored.key): claims(stored, places) for stored in affected}
+    wanted = [Holding(*which, _admitted(claimed, topology(places).edges, owned)) for which, claimed in asked.items()]
     had = await _owned(session, tenant_id, wanted)
     await store.release(session, tenant_id, [replace(new, claims=had[new.kind, new.key] - new.claims) for new in wanted])
     await store.take(session, tenant_id, wanted)
     got = await _owned(session, tenant_id, wanted)
-    await store.note_waiting(session, tenant_id, {(new.kind, new.key): not new.claims <= got[new.kind, new.key] for new in wanted})
+    await store.note_waiting(session, tenant_id, {which: not claimed <= got[which] for which, claimed in asked.items()})
 
 
 async def _owned(session: AsyncSession, tenant_id: UUID, holdings: Collection[Holding]) -> Mapping[tuple[str, Key], frozenset[Claim]]:

@@ -121,3 +121,19 @@ async def test_a_tenant_that_meets_the_owner_of_a_name_on_an_edge_gives_way(
         await grant(operator, stranger, own)
         assert (await stranger.post(HTTP, json=at_virtual("own", "marked", own))).status_code == 200
         await follows(app, edge, ItemKind.HTTP_LOADBALANCER, [other], ["shop/own"])
+
+
+async def test_a_name_that_a_tenant_gets_back_belongs_to_the_load_balancer_that_had_it(
+    app: FastAPI, operator: httpx.AsyncClient, user: httpx.AsyncClient
+) -> None:
+    name, other = domain(), domain()
+    async with edge_and_site(app, operator, user) as (edge, _):
+        for each in (name, other):
+            await grant(operator, user, each)
+        assert (await user.post(HTTP, json=public("web", name))).status_code == 200
+        assert (await operator.delete(f"/api/operator/public_names/{name}")).status_code == 200
+        await relabel(operator, edge.site, mark=fresh())
+        assert (await user.post(HTTP, json=public("other", other))).status_code == 200
+        await grant(operator, user, name)
+        taken = await user.post(HTTP, json=public("late", name))
+        assert (taken.status_code, "http_loadbalancer shop/web" in taken.text) == (409, True)
