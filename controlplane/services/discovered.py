@@ -71,13 +71,16 @@ async def services(database: Database, delivery: Delivery, tenant_id: UUID, name
 
 
 async def _latest(database: Database, delivery: Delivery, tenant_id: UUID) -> tuple[View, list[tuple[str, DiscoveryState]]]:
-    """For each site and discovery what was said last: the nodes of a site see the same clusters."""
+    """For each site and discovery what was said last: the nodes of a site see the same clusters. What is said of a discovery that is gone counts no more."""
     view = (await delivery.cache(tenant_id)).view
+    known = {IN_CLUSTER, *map(str, view.intent.of("discovery"))}
     site_of = {node.id: site_id for site_id, own in view.fleet.live.items() if site_id in view.sites for node in own}
     async with database.sessions(tenant_id) as session:
         states = await observations.discoveries(session, tenant_id, site_of)
     last: dict[tuple[str, str], DiscoveryState] = {}
-    for state in sorted((state for state in states if state.services is not None), key=lambda state: state.reported_at):
+    for state in sorted(
+        (state for state in states if state.services is not None and state.discovery in known), key=lambda state: state.reported_at
+    ):
         last[site_of[state.node_id], state.discovery] = state
     return view, [(site_id, state) for (site_id, _), state in last.items()]
 
@@ -86,8 +89,7 @@ def _is_seen(view: View, discovery: str, namespace: str) -> bool:
     """Everywhere, unless the discovery maps to certain namespaces. Which of those is for the agent, which knows how to match safely."""
     if discovery == IN_CLUSTER:
         return True
-    stored = view.intent.of("discovery").get(Key(*discovery.split("/", 1)))
-    targets = _targets(stored) if stored else frozenset()
+    targets = _targets(view.intent.of("discovery")[Key(*discovery.split("/", 1))])
     return not targets or namespace in targets
 
 

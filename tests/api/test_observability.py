@@ -238,6 +238,18 @@ async def test_what_one_node_of_a_site_tells_of_services_stays_while_the_others_
         assert (await user.get(path)).json()["items"] == []
 
 
+async def test_services_of_a_discovery_that_is_not_there_are_not_shown(app: FastAPI, user: httpx.AsyncClient) -> None:
+    path = "/api/discovery/namespaces/shop/discovered_services"
+    async with admitted(app, user, "a") as made:
+        services = (DiscoveredService(name="api", namespace="bank"),)
+        found = (DiscoveryReport(discovery=of, connected=True, services=services) for of in ("in-cluster", "shop/gone", "nonsense"))
+        await made.report(discoveries=tuple(found))
+        await caught_up(app, tenant_of(made))
+        for namespace in ("shop", "system"):
+            answer = await user.get(path.replace("shop", namespace))
+            assert [item["get_spec"]["k8s_service"]["service_name"] for item in answer.json()["items"]] == ["api.bank"]
+
+
 async def test_the_audit_log_is_searched_with_the_query_language(user: httpx.AsyncClient) -> None:
     path = "/api/data/namespaces/system/audit_logs"
     await user.post("/api/register/namespaces/system/tokens", json={"metadata": {"name": "t"}, "spec": {}})
