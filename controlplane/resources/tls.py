@@ -131,8 +131,12 @@ class TlsCertificate(Value):
     @model_validator(mode="after")
     def key_fits(self) -> Self:
         if (pem := self.private_key.clear) is not None:
-            _check_key(pem, certificates(self.certificate_url)[0])
+            self.check_key(pem)
         return self
+
+    def check_key(self, pem: bytes) -> None:
+        """Raises ValueError unless it is the key of the certificate."""
+        _check_key(pem, certificates(self.certificate_url)[0])
 
 
 def _check_key(pem: bytes, leaf: x509.Certificate) -> None:

@@ -1,5 +1,6 @@
 """Secrets in objects: sealed on the way in, references from then on."""
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -7,8 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from controlplane.errors import FieldError, Invalid
 from controlplane.pki import KeyRing
-from controlplane.resources.base import Resource, Stored
+from controlplane.resources.base import Resource, Stored, values_in
+from controlplane.resources.envelope import refuse_all
 from controlplane.resources.secrets import secrets_in, with_refs
+from controlplane.resources.tls import TlsCertificate
 from controlplane.store import secrets as store
 from controlplane.store.secrets import SealedSecret
 
@@ -37,9 +40,26 @@ async def seal(
     foreign = [FieldError(path, "is not a secret of this object") for path, secret in found if secret.ref and secret.ref not in sealed.held]
     if foreign:
         raise Invalid(f"{foreign[0].field} {foreign[0].description}: send its clear_secret_info", foreign)
+    refuse_all(list(_unfit(sealed, tenant_id, ring, spec, before)))
     for path, secret in found:
         sealed.refs[path] = secret.ref or _put_away(sealed, tenant_id, ring, secret.clear or b"", old.get(path))
     return with_refs(spec, sealed.refs), sealed
+
+
+def _unfit(sealed: Sealed, tenant_id: UUID, ring: KeyRing, spec: Resource, before: Stored[Any] | None) -> Iterator[FieldError]:
+    """Certificates that are new, and come with a reference to a key that is another one's: those of clear keys were looked at before."""
+    known = {(held.certificate_url, held.private_key.ref) for _, held in _certificates(before.spec)} if before else set()
+    for path, certificate in _certificates(spec):
+        ref = certificate.private_key.ref
+        if ref and (certificate.certificate_url, ref) not in known:
+            try:
+                certificate.check_key(ring.unseal(sealed.held[ref].sealed, store.purpose(tenant_id, ref)))
+            except ValueError as error:
+                yield FieldError(path, f"{error}: send the clear_secret_info of its own")
+
+
+def _certificates(spec: Resource) -> Iterator[tuple[str, TlsCertificate]]:
+    return ((path, value) for path, value in values_in(spec, "spec") if isinstance(value, TlsCertificate))
 
 
 def _put_away(sealed: Sealed, tenant_id: UUID, ring: KeyRing, clear: bytes, old: str | None) -> str:

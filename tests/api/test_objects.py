@@ -5,8 +5,11 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from controlplane.resources.registry import KINDS
+from tests.unit.resources.conftest import key_pem, self_signed
+from tests.unit.resources.resource_specs import inline
 
 POOLS = "/api/config/namespaces/shop/origin_pools"
 CHECKS = "/api/config/namespaces/shop/healthchecks"
@@ -494,3 +497,22 @@ async def test_a_secret_changes_whatever_has_come_before_it_in_its_list(shop: ht
     assert len({ref(new), ref(old), ref(changed)}) == 3
     *_, again = await write(new, header("x-old", "four"))
     assert ref(again) not in {ref(new), ref(old), ref(changed)}
+
+
+async def test_a_new_certificate_needs_a_key_of_its_own(shop: httpx.AsyncClient) -> None:
+    def certificate(key: ec.EllipticCurvePrivateKey) -> Json:
+        return {"certificate_url": inline(self_signed(key)), "private_key": {"clear_secret_info": {"url": inline(key_pem(key))}}}
+
+    old, new = (certificate(ec.generate_private_key(ec.SECP256R1())) for _ in range(2))
+    body = balancer()
+    del body["spec"]["http"]
+    body["spec"]["https"] = {"tls_parameters": {"tls_certificates": [old]}}
+    made = await put(shop, BALANCERS, body)
+    (held,) = made["spec"]["https"]["tls_parameters"]["tls_certificates"]
+    body["spec"]["https"]["tls_parameters"]["tls_certificates"] = [held | {"certificate_url": new["certificate_url"]}]
+    refused = await shop.put(f"{BALANCERS}/cart", json=body)
+    assert (refused.status_code, refused.json()["details"][0]["field"]) == (400, "spec.https.tls_parameters.tls_certificates[0]")
+    assert "private_key does not belong to the certificate" in refused.json()["message"]
+    for fits in (held, new):
+        body["spec"]["https"]["tls_parameters"]["tls_certificates"] = [fits]
+        assert (await shop.put(f"{BALANCERS}/cart", json=body)).status_code == 200
