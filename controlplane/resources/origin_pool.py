@@ -294,3 +294,10 @@ class OriginPool(Resource):
         if len({server.model_dump_json(exclude={"labels"}) for server in self.origin_servers}) < len(self.origin_servers):
             raise ValueError("origin_servers lists the same one twice")
         return self
+
+    @property
+    def names_certificates(self) -> bool:
+        """Whether it is known without a Host header whose certificates origin servers have to show, if they have to show any."""
+        tls = self.use_tls
+        by_name = all(server.private_name or server.public_name for server in self.origin_servers)
+        return tls is None or tls.skip_server_verification is not None or tls.sni is not None or by_name

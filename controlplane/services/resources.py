@@ -19,7 +19,7 @@ from controlplane.resources.normal import MAX_DETAILS
 from controlplane.resources.registry import dump, parse, refs
 from controlplane.resources.selector import Selector
 from controlplane.resources.site import Site
-from controlplane.services import auditing, listening, meshes, public_names
+from controlplane.services import auditing, listening, meshes, origins, public_names
 from controlplane.services.sealing import Sealed, seal
 from controlplane.store import changes, nodes, registrations, tokens
 from controlplane.store import edges as edge_store
@@ -172,11 +172,13 @@ async def _settle(session: AsyncSession, caller: Caller, written: StoredJson, be
     await ref_store.put(session, tenant_id, kind, written.key, refs(kind, stored.metadata, stored.spec))
     await secret_store.keep(session, tenant_id, kind, written.key, tuple(sealed.added), sealed.dropped)
     if kind in listening.KINDS:
+        await origins.check(session, tenant_id, stored)
         await listening.claim(session, tenant_id, stored, old)
     elif kind == "site" and (old is None or _place(old) != _place(stored)):
         await listening.follow_site(session, tenant_id, stored, *([old] if old else []))
     elif kind == "origin_pool":
         users = await ref_store.referrers(session, tenant_id, kind, [written.key])
+        await origins.check_pool(session, tenant_id, stored, users)
         public_names.check_pool(stored, await listening.on_edges(session, tenant_id, users))
     elif kind == "virtual_site":
         await listening.follow_virtual_site(session, tenant_id, written.key)
