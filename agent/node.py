@@ -35,7 +35,7 @@ from agent.pods import SitePods
 from agent.probes import Probes
 from agent.protocol.enrolment import Credentials
 from agent.protocol.items import Edge, Gateway, ItemKind, Peer, Site
-from agent.protocol.report import DiscoveryReport, EdgeHealth, IpsecAbility, MultiClusterServices, OriginHealth, PeerHealth
+from agent.protocol.report import DiscoveryReport, EdgeHealth, GatewayListener, IpsecAbility, MultiClusterServices, OriginHealth, PeerHealth
 from agent.proxy import Proxy, ProxyState, find_envoy
 from agent.publish import Publishing, hindrance
 from agent.published import Publisher
@@ -301,6 +301,11 @@ class Node:
     @property
     def gateways(self) -> tuple[Gateway, ...] | None:
         return self._advertiser.gateways
+
+    @property
+    def gateway_listener(self) -> GatewayListener:
+        at = self._reconciler.addresses
+        return GatewayListener(address=at.gateway_host, port=at.gateway_port, networks=at.gateway_networks)
 
     @property
     def ipsec(self) -> IpsecAbility | None:

@@ -18,6 +18,7 @@ from agent.protocol.report import (
     DiscoveryReport,
     EdgeHealth,
     EdgeMetrics,
+    GatewayListener,
     Heartbeat,
     HeartbeatAnswer,
     IpsecAbility,
@@ -73,6 +74,8 @@ class Signs(Protocol):
     def proxy(self) -> ProxyState: ...
     @property
     def gateways(self) -> tuple[Gateway, ...] | None: ...
+    @property
+    def gateway_listener(self) -> GatewayListener: ...
     @property
     def ipsec(self) -> IpsecAbility | None: ...
     @property
@@ -240,6 +243,7 @@ class Reports:
         """All that is known."""
         sections = {
             "gateways": self.signs.gateways,
+            "gateway_listener": self.signs.gateway_listener,
             "ipsec": self.signs.ipsec,
             "discoveries": self.signs.discoveries,
             "multi_cluster_services": self.signs.multi_cluster_services,

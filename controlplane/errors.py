@@ -78,7 +78,7 @@ class StillReferred(Conflict):
 
 
 class ListenerTaken(Conflict):
-    """Another load balancer already has this place, port or domain."""
+    """Another load balancer already has this place, port or domain, or a gateway this port."""
 
 
 class HubAndSpoke(Conflict):

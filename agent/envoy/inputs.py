@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from ipaddress import ip_address
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from agent.protocol.base import Body
 from agent.protocol.items import ItemKind, Network, Site, shard
@@ -112,6 +112,12 @@ class Addresses:
     def takes_from_gateway(self, address: str, port: int) -> bool:
         """Whether a listener there would get connections that are for the gateway: the kernel prefers the more specific address."""
         return port == self.gateway_port and (address == self.gateway_host or ip_address(self.gateway_host).is_unspecified)
+
+    @property
+    def gateway_networks(self) -> tuple[Network, ...]:
+        """Those on which the gateway's port is not free."""
+        networks = ((network, self.on(network)) for network in get_args(Network))
+        return tuple(network for network, address in networks if address and self.takes_from_gateway(address, self.gateway_port))
 
     def on(self, network: Network) -> str | None:
         return {"inside": self.inside, "outside": self.outside, "service": self.service}[network]

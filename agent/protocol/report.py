@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from agent.protocol.base import Message
-from agent.protocol.items import AnyKind, Gateway
+from agent.protocol.items import AnyKind, Gateway, Network
 
 Count = Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)]
 """What JSON, Postgres and Prometheus all can hold, sums included."""
@@ -165,6 +165,16 @@ class PathHealth(Message):
     """Version, cipher and key exchange where known."""
 
 
+class GatewayListener(Message):
+    """Where the node itself accepts tunnels, so that no load balancer can listen there."""
+
+    address: Word
+    """An IP address; `0.0.0.0` or `::`: every one that the node has."""
+    port: Annotated[int, Field(gt=0, lt=65536)]
+    networks: tuple[Network, ...] = Field((), max_length=3)
+    """On which the address of the node is, or is covered by, that one."""
+
+
 class IpsecAbility(Message):
     """Whether a node can be an end of IPsec tunnels, and where IKE reaches it."""
 
@@ -262,6 +272,7 @@ class Report(Message):
     boot_id: Id
     gateways: tuple[Gateway, ...] | None = None
     """Addresses at which peers may dial this node; usually one."""
+    gateway_listener: GatewayListener | None = None
     ipsec: IpsecAbility | None = None
     discoveries: tuple[DiscoveryReport, ...] | None = None
     multi_cluster_services: MultiClusterServices | None = None

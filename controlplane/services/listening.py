@@ -18,7 +18,7 @@ from controlplane.resources.base import Key, Ref, Stored
 from controlplane.resources.claim import Claim, Place
 from controlplane.resources.normal import MAX_DETAILS
 from controlplane.resources.registry import refs
-from controlplane.services import public_names
+from controlplane.services import gateways, public_names
 from controlplane.store import claims as store
 from controlplane.store import edges as edge_store
 from controlplane.store import refs as ref_store
@@ -30,7 +30,7 @@ KINDS = ("http_loadbalancer", "tcp_loadbalancer")
 
 
 async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[Any], before: Stored[Any] | None) -> None:
-    """Take the places that a load balancer asks for. Raises `ListenerTaken` if one of them has an owner.
+    """Take the places that a load balancer asks for. Raises `ListenerTaken` if one of them has an owner, or is a gateway's.
 
     What it asked for already (`before`) and did not get, because somebody else was there when a site joined, is no reason to refuse.
     """
@@ -41,6 +41,8 @@ async def claim(session: AsyncSession, tenant_id: UUID, load_balancer: Stored[An
     if any(claim.site_id in topology(places).edges for claim in wanted):
         await _follow_edges(session, tenant_id, places.edges, {load_balancer.uid: before})
     old = claims(before, places) if before else frozenset()
+    if taken := await gateways.taken(session, tenant_id, {claim.place for claim in wanted - old}):
+        raise _gateway_there(load_balancer.spec, taken, places)
     await store.release(session, tenant_id, [Holding(kind, key, old - wanted)])
     await _serve_waiting(session, tenant_id, (kind, key))
     await store.take(session, tenant_id, [Holding(kind, key, wanted)])
@@ -201,7 +203,7 @@ def _intent(objects: Mapping[str, Iterable[Stored[Any]]], edges: Mapping[Key, St
 async def _taken(
     session: AsyncSession, tenant_id: UUID, load_balancer: Stored[Any], refused: frozenset[Claim], places: Intent
 ) -> ListenerTaken:
-    names = {str(site.uid): site.metadata.name for site in (*places.of("site").values(), *places.edges.values())}
+    names = _names(places)
     spec, own = load_balancer.spec, (load_balancer.kind, load_balancer.key)
     owners: dict[tuple[Place, str | None], Owner] = {}
     for owner in await store.owners(session, tenant_id, Holding(*own, refused)):
@@ -217,3 +219,17 @@ async def _taken(
             what, path = f"domain {wanted.domain!r} at {what}", f"spec.domains[{spec.domains.index(wanted.domain)}]"
         details.append(FieldError(path, f"{what} belongs to {owner.kind} {owner.key} ({owner.claim.protocol})"))
     return ListenerTaken(details[0].description, details[:MAX_DETAILS])
+
+
+def _gateway_there(spec: Any, taken: Mapping[Place, str], places: Intent) -> ListenerTaken:
+    names = _names(places)
+    details = [
+        FieldError(asking(spec, place, topology(places)), f"at site {names[place.site_id]} {gateways.described(place, taken[place])}")
+        for place in sorted(taken)
+    ]
+    return ListenerTaken(details[0].description, details[:MAX_DETAILS])
+
+
+def _names(places: Intent) -> dict[str, str]:
+    """Of sites, by id."""
+    return {str(site.uid): site.metadata.name for site in (*places.of("site").values(), *places.edges.values())}

@@ -37,6 +37,8 @@ async def take(session: AsyncSession, agent: Agent, report: Report, on_edge: Sna
     await observations.note_boot(session, tenant_id, node_id, report.boot_id)
     if report.gateways is not None:
         await _take_ends(session, agent, gateways=_gateways(agent, report.gateways))
+    if report.gateway_listener is not None:
+        await _take_ends(session, agent, gateway_listener=report.gateway_listener.model_dump(mode="json"))
     if report.ipsec is not None:
         await _take_ends(session, agent, ipsec=_ipsec(report.ipsec))
     if report.multi_cluster_services is not None:
@@ -70,7 +72,7 @@ def _by(messages: Iterable[M], *key: str) -> Iterable[M]:
 
 
 async def _take_ends(session: AsyncSession, agent: Agent, **said: Any) -> None:
-    """What peers dial (columns of the node) is part of what is compiled: a change of it is one of the tenant."""
+    """Where the node listens and what peers dial (columns of the node) is for whoever reads the tenant's nodes: a change of it is one of the tenant."""
     known = await nodes.get(session, agent.tenant_id, agent.node.id)
     if known is None or any(getattr(known, column) != value for column, value in said.items()):
         revision = await _next_revision(session, agent)

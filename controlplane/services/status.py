@@ -15,6 +15,7 @@ from controlplane.compile.snapshot import Condition
 from controlplane.errors import FieldError, Invalid, NotFound
 from controlplane.resources.base import Key, Stored
 from controlplane.resources.registry import refs
+from controlplane.services import gateways, listening
 from controlplane.services.bell import Bell
 from controlplane.services.caches import TenantCache
 from controlplane.services.delivery import Delivery
@@ -119,6 +120,8 @@ class Observer:
             raise Invalid(f"revision {revision} {description}", [FieldError("revision", description)])
         wanted = stored.revision if revision is None else revision
         found = [condition for condition in conditions(view.intent) if (condition.kind, condition.key) == (kind, key)]
+        if kind in listening.KINDS:
+            found += gateways.conflicts(stored, view)
         lost = {condition.site_id: condition.message for condition in found if condition.type == "Conflicted"}
         for condition in found:
             lost |= dict.fromkeys(topology(view.intent).edges, condition.message) if condition.type == "NotYours" else {}

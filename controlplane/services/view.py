@@ -10,7 +10,7 @@ from uuid import UUID
 from weakref import ref
 
 from agent.protocol.items import Gateway, IpsecNode
-from agent.protocol.report import IpsecAbility, MultiClusterServices
+from agent.protocol.report import GatewayListener, IpsecAbility, MultiClusterServices
 from controlplane.compile.concern import changed_sites
 from controlplane.compile.intent import Intent, Observations, Tenant
 from controlplane.compile.multicluster import Exported, with_imports
@@ -57,6 +57,14 @@ class Fleet:
         ipsec = {site_id: tuple(_ipsec_nodes(own)) for site_id, own in self.live.items()}
         lost = frozenset(site_id for site_id, own in self.live.items() if all(node.lost_at for node in own))
         return Observations({site_id: found for site_id, found in gateways.items() if found}, ipsec=ipsec, lost=lost)
+
+    @cached_property
+    def gateway_listeners(self) -> Mapping[str, Mapping[str, GatewayListener]]:
+        """By site and name of the node, of those that told theirs."""
+        return {
+            site_id: {node.name: GatewayListener.model_validate(node.gateway_listener) for node in own if node.gateway_listener}
+            for site_id, own in self.live.items()
+        }
 
     @cached_property
     def multi_cluster(self) -> Mapping[str, MultiClusterServices]:

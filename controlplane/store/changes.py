@@ -63,7 +63,7 @@ class Changes:
     deleted: tuple[tuple[str, Key, UUID], ...]
     """Kind, key and uid; the key may have been taken again by an object of another uid, which is in `written`."""
     nodes: tuple[Node, ...]
-    """Those whose key, gateways, IPsec, exports, revocation or loss changed."""
+    """Those whose key, gateways, their listener, IPsec, exports, revocation or loss changed."""
     revocations: Mapping[str, int]
     """See `Site.revocations` of the items."""
     anchors: Mapping[str, Anchors] | None
@@ -155,6 +155,7 @@ def _node(row: Json) -> Node:
         revision=row["revision"],
         created_at=datetime.fromisoformat(row["created_at"]),
         gateways=row["gateways"],
+        gateway_listener=row["gateway_listener"],
         ipsec=row["ipsec"],
         revoked_at=datetime.fromisoformat(row["revoked_at"]) if row["revoked_at"] else None,
         lost_at=datetime.fromisoformat(row["lost_at"]) if row["lost_at"] else None,

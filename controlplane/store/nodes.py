@@ -25,10 +25,12 @@ class Node:
     name: str
     public_key_pem: str
     revision: int
-    """The tenant's revision at which key, gateways, IPsec, exports, revocation or loss last changed."""
+    """The tenant's revision at which key, gateways, their listener, IPsec, exports, revocation or loss last changed."""
     created_at: datetime
     gateways: list[Any] = field(default_factory=list)
     """Of `agent.protocol.items.Gateway`, as JSON."""
+    gateway_listener: dict[str, Any] | None = None
+    """An `agent.protocol.report.GatewayListener`, as JSON."""
     ipsec: dict[str, Any] | None = None
     """An `agent.protocol.report.IpsecAbility`, as JSON."""
     revoked_at: datetime | None = None
@@ -96,6 +98,17 @@ async def live(session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID
     return values(CertifiedNode, await session.scalars(query.order_by(NodeRow.site_id, NodeRow.name)))
 
 
+async def gateway_listeners(
+    session: AsyncSession, tenant_id: UUID, site_ids: Collection[UUID], ports: Collection[int]
+) -> tuple[tuple[str, str, dict[str, Any]], ...]:
+    """Id of the site, name of the node and `Node.gateway_listener`, of the live nodes at these sites, by both; some of other ports may be among them."""
+    columns = NodeRow.site_id, NodeRow.name, NodeRow.gateway_listener
+    near = NodeRow.gateway_listener["port"].as_integer().between(min(ports), max(ports))
+    query = select(*columns).filter_by(tenant_id=tenant_id, revoked_at=None).where(NodeRow.site_id.in_(site_ids), near)
+    rows = await session.execute(query.order_by(NodeRow.site_id, NodeRow.name))
+    return tuple((str(site_id), name, listener) for site_id, name, listener in rows if listener)
+
+
 async def count_live(session: AsyncSession, tenant_id: UUID) -> int:
     """The size of the tenant's fleet."""
     return await session.scalar(select(func.count()).select_from(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None)) or 0
@@ -110,7 +123,9 @@ async def change(session: AsyncSession, tenant_id: UUID, node_id: UUID, **column
 async def revoke(session: AsyncSession, tenant_id: UUID, node_ids: Collection[UUID], revision: int, now: datetime) -> bool:
     """From that revision on they are nobody's peers, and their proofs are refused. False if all of them were revoked before."""
     statement = update(NodeRow).filter_by(tenant_id=tenant_id, revoked_at=None).where(NodeRow.id.in_(node_ids))
-    statement = statement.values(revoked_at=now, revision=revision, gateways=[], ipsec=None).returning(NodeRow.site_id)
+    statement = statement.values(revoked_at=now, revision=revision, gateways=[], gateway_listener=None, ipsec=None).returning(
+        NodeRow.site_id
+    )
     sites = (await session.scalars(statement.execution_options(synchronize_session=False))).all()
     if sites:
         latest = {shard(str(site_id)): revision for site_id in sites}

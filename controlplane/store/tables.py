@@ -328,6 +328,8 @@ class NodeRow(OfTenant, Base):
     """Serial (hex), end (Unix seconds) and issuer (key identifier) of each certificate that it was given and that has not expired."""
     gateways: Mapped[list[Any]]
     """Of `agent.protocol.items.Gateway`."""
+    gateway_listener: Mapped[Json | None]
+    """An `agent.protocol.report.GatewayListener`."""
     ipsec: Mapped[Json | None]
     """An `agent.protocol.report.IpsecAbility`."""
     exports: Mapped[Json | None]
@@ -335,7 +337,7 @@ class NodeRow(OfTenant, Base):
     exports_revision: Mapped[int] = mapped_column(server_default=text("0"))
     """The tenant's revision at which it last said so: of the nodes of a site, the last one is right."""
     revision: Mapped[int]
-    """The tenant's revision at which key, gateways, IPsec, exports, revocation or loss last changed, so that caches can catch up."""
+    """The tenant's revision at which key, gateways, their listener, IPsec, exports, revocation or loss last changed, so that caches can catch up."""
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
     lost_at: Mapped[datetime | None]

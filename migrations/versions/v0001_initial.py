@@ -210,6 +210,7 @@ CREATE TABLE nodes (
     certificate_expires_at timestamptz NOT NULL,
     leaves jsonb NOT NULL DEFAULT '[]',
     gateways jsonb NOT NULL,
+    gateway_listener jsonb,
     ipsec jsonb,
     exports jsonb,
     exports_revision bigint NOT NULL DEFAULT 0,

@@ -16,6 +16,7 @@ from agent.protocol.report import (
     DiscoveryReport,
     EdgeHealth,
     EdgeMetrics,
+    GatewayListener,
     Heartbeat,
     HeartbeatAnswer,
     IpsecAbility,
@@ -73,6 +74,7 @@ class Said:
     warnings: tuple[str, ...] = ()
     proxy: ProxyState = "live"
     gateways: tuple[Gateway, ...] | None = None
+    gateway_listener: GatewayListener = field(default_factory=lambda: GatewayListener(address="0.0.0.0", port=15443))
     ipsec: IpsecAbility | None = None
     discoveries: tuple[DiscoveryReport, ...] = ()
     multi_cluster_services: MultiClusterServices | None = None
@@ -224,7 +226,7 @@ async def test_a_section_that_is_refused_holds_back_no_other_and_is_told_later(c
     async with running(Reports(hearer, said, "boot", metrics).run()):
         await asyncio.sleep(60)
         told = [name for report in hearer.reports for name in sorted(report.model_fields_set - {"boot_id"})]
-        assert sorted(told) == ["edges", "gateways", "ipsec", "metrics", "peers"]
+        assert sorted(told) == ["edges", "gateway_listener", "gateways", "ipsec", "metrics", "peers"]
         assert {record.__dict__["fields"]["section"] for record in caplog.records if record.name == "isthmus"} == {"discoveries"}
         hearer.refuses = ""
         await asyncio.sleep(400)
