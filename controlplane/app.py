@@ -36,7 +36,8 @@ from controlplane.loops import heartbeats as heartbeat_loop
 from controlplane.loops import homes, memory, notifications, retention, stopping
 from controlplane.loops import leases as lease_loop
 from controlplane.loops.retention import Keep
-from controlplane.services.admission import Allowance, Gate, Proofs
+from controlplane.services import admission
+from controlplane.services.admission import Gate, Proofs
 from controlplane.services.agents import Agents
 from controlplane.services.authorities import Fabric
 from controlplane.services.delivery import Delivery
@@ -104,7 +105,8 @@ def open_services(settings: Settings, database: Database, fabric: Fabric, compil
         heartbeats=heartbeats,
         observer=Observer(database, delivery, heartbeats, leases, clock),
         gate=Gate(),
-        allowance=Allowance(),
+        calls=admission.calls(),
+        changes=admission.changes(),
         proofs=Proofs(database),
         txt=resolver(settings.public_names_resolver),
         limits=Limits(limits.parse(settings.rate_limit), limits.parse(settings.failure_rate_limit)),

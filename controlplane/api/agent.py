@@ -95,7 +95,7 @@ async def report(request: CurrentAgent, services: CurrentServices, on_edge: OnEd
     """What the node sees around it."""
     large = len(request.body) > _LARGE
     said = await run_in_threadpool(_read, Report, request.body) if large else _read(Report, request.body)
-    await reports.take(session, request.agent, said, on_edge, now)
+    await reports.take(session, request.agent, said, on_edge, services.changes, now)
     services.heartbeats.reported(request.agent.node.id, said.boot_id)
     return {}
 

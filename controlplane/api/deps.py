@@ -85,7 +85,9 @@ class Services:
     observer: Observer
     limits: Limits
     gate: Gate
-    allowance: Allowance
+    calls: Allowance
+    changes: Allowance
+    """Of what nodes say of themselves."""
     proofs: Proofs
     txt: Txt
     """Looks TXT records up."""
@@ -210,7 +212,7 @@ async def recognised(request: Request, services: CurrentServices, now: Now) -> A
         services.limits.check(address, partial(services.agents.knows, call))
         async with services.gate.place() if path != HEARTBEAT_PATH else nullcontext():
             agent = await services.agents.recognise(call, now)
-        services.allowance.spend(agent.node.id, asyncio.get_running_loop().time())
+        services.calls.spend(agent.node.id, asyncio.get_running_loop().time())
         sent = await read_bytes(request, largest)
         verify_body(agent.proof, sent)
     except Unauthenticated:

@@ -23,6 +23,10 @@ CALLS_PER_S = 20.0
 """Of one node, for ever. Agents make a few each second where much changes, and one or less where nothing does."""
 CALLS_AT_ONCE = 600
 """As many a node may have saved up: a manifest of 100,000 items is fetched by 400."""
+CHANGES_PER_S = 1 / 3
+"""Of what a node says that others are told of: each is a revision of its tenant, which all its caches follow."""
+CHANGES_AT_ONCE = 12
+"""A start takes a handful."""
 
 
 class Gate:
@@ -50,23 +54,33 @@ class Gate:
 
 
 class Allowance:
-    """How often each node may call. One for each replica."""
+    """How often each node may do something. One for each replica."""
 
-    def __init__(self, per_s: float = CALLS_PER_S, at_once: int = CALLS_AT_ONCE) -> None:
+    def __init__(self, per_s: float, at_once: int, refusal: str) -> None:
+        self._refusal = refusal
         self._cost_s, self._most_s = 1 / per_s, at_once / per_s
         self._paid_at: dict[UUID, float] = {}
-        """When a node that calls no more has its whole allowance again; those that have it already are forgotten."""
+        """When a node that does it no more has its whole allowance again; those that have it already are forgotten."""
         self._forget_from = 1000
 
     def spend(self, node_id: UUID, now: float) -> None:
-        """One call, by a clock that never jumps. Raises `TooManyRequests`, which costs nothing."""
+        """Once, by a clock that never jumps. Raises `TooManyRequests`, which costs nothing."""
         paid_at = max(self._paid_at.get(node_id, now), now) + self._cost_s
         if paid_at > now + self._most_s:
-            raise TooManyRequests("this node calls too often", retry_after_s=paid_at - now - self._most_s)
+            raise TooManyRequests(self._refusal, retry_after_s=paid_at - now - self._most_s)
         self._paid_at[node_id] = paid_at
         if len(self._paid_at) > self._forget_from:
             self._paid_at = {node: at for node, at in self._paid_at.items() if at > now}
             self._forget_from = 1000 + 2 * len(self._paid_at)
+
+
+def calls(per_s: float = CALLS_PER_S, at_once: int = CALLS_AT_ONCE) -> Allowance:
+    return Allowance(per_s, at_once, "this node calls too often")
+
+
+def changes(per_s: float = CHANGES_PER_S, at_once: int = CHANGES_AT_ONCE) -> Allowance:
+    """The refused report comes again, with what is true by then."""
+    return Allowance(per_s, at_once, "what this node says of itself changes too often")
 
 
 class Proofs:

@@ -1,7 +1,8 @@
 """What nodes report: gateways, discovered services, health of origins and of paths to peers, metrics."""
 
+import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from ipaddress import ip_address
 from operator import attrgetter
@@ -16,6 +17,7 @@ from controlplane.auth import refused_proof
 from controlplane.compile.snapshot import Snapshot
 from controlplane.errors import FieldError, Invalid
 from controlplane.services import served
+from controlplane.services.admission import Allowance
 from controlplane.services.agents import Agent, spend
 from controlplane.store import nodes, observations
 from controlplane.store.changes import raise_revision
@@ -27,22 +29,19 @@ MOST_GATEWAYS = 8
 _DNS_NAME = re.compile(r"(?=.{1,253}$)([a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?\.)*[a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?\.?")
 
 
-async def take(session: AsyncSession, agent: Agent, report: Report, on_edge: Snapshot | None, now: datetime) -> None:
+async def take(session: AsyncSession, agent: Agent, report: Report, on_edge: Snapshot | None, allowance: Allowance, now: datetime) -> None:
     """Every section that is there replaces what the node said before; metrics are added up, each report of them once.
 
-    `on_edge`: what the node's site should have, if it is a regional edge.
+    `on_edge`: what the node's site should have, if it is a regional edge. `allowance`: for changes of the tenant. Raises `TooManyRequests` beyond it,
+    and takes nothing: the next report has what is true then.
     """
     await spend(session, agent)
     tenant_id, node_id = agent.tenant_id, agent.node.id
     await observations.note_boot(session, tenant_id, node_id, report.boot_id)
-    if report.gateways is not None:
-        await _take_ends(session, agent, gateways=_gateways(agent, report.gateways))
-    if report.gateway_listener is not None:
-        await _take_ends(session, agent, gateway_listener=report.gateway_listener.model_dump(mode="json"))
-    if report.ipsec is not None:
-        await _take_ends(session, agent, ipsec=_ipsec(report.ipsec))
+    if said := dict(_ends(agent, report)):
+        await _take_ends(session, agent, said, allowance)
     if report.multi_cluster_services is not None:
-        await _take_exports(session, agent, report.multi_cluster_services)
+        await _take_exports(session, agent, report.multi_cluster_services, allowance)
     if report.discoveries is not None:
         found = (_discovery(agent, discovery, now) for discovery in _by(report.discoveries, "discovery"))
         await observations.replace_discoveries(session, tenant_id, node_id, found)
@@ -71,26 +70,37 @@ def _by(messages: Iterable[M], *key: str) -> Iterable[M]:
     return {attrgetter(*key)(message): message for message in messages}.values()
 
 
-async def _take_ends(session: AsyncSession, agent: Agent, **said: Any) -> None:
+def _ends(agent: Agent, report: Report) -> Iterator[tuple[str, Any]]:
+    """Columns of the node of which the report says something."""
+    if report.gateways is not None:
+        yield "gateways", _gateways(agent, report.gateways)
+    if report.gateway_listener is not None:
+        yield "gateway_listener", report.gateway_listener.model_dump(mode="json")
+    if report.ipsec is not None:
+        yield "ipsec", _ipsec(report.ipsec)
+
+
+async def _take_ends(session: AsyncSession, agent: Agent, said: Mapping[str, Any], allowance: Allowance) -> None:
     """Where the node listens and what peers dial (columns of the node) is for whoever reads the tenant's nodes: a change of it is one of the tenant."""
     known = await nodes.get(session, agent.tenant_id, agent.node.id)
     if known is None or any(getattr(known, column) != value for column, value in said.items()):
-        revision = await _next_revision(session, agent)
+        revision = await _next_revision(session, agent, allowance)
         await nodes.change(session, agent.tenant_id, agent.node.id, **said, revision=revision)
 
 
-async def _take_exports(session: AsyncSession, agent: Agent, services: MultiClusterServices) -> None:
+async def _take_exports(session: AsyncSession, agent: Agent, services: MultiClusterServices, allowance: Allowance) -> None:
     """Likewise. What is no news from this node is some if another node of its site said otherwise since."""
     said = services.model_dump(mode="json")
     own = await nodes.live(session, agent.tenant_id, [agent.node.site_id])
     last = max(own, key=attrgetter("exports_revision"), default=None)
     if any(node is None or node.exports != said for node in (last, next((node for node in own if node.id == agent.node.id), None))):
-        revision = await _next_revision(session, agent)
+        revision = await _next_revision(session, agent, allowance)
         await nodes.change(session, agent.tenant_id, agent.node.id, exports=said, exports_revision=revision, revision=revision)
 
 
-async def _next_revision(session: AsyncSession, agent: Agent) -> int:
+async def _next_revision(session: AsyncSession, agent: Agent, allowance: Allowance) -> int:
     """At which the node is changed. Raises `Unauthenticated` if it was revoked meanwhile."""
+    allowance.spend(agent.node.id, asyncio.get_running_loop().time())
     revision = await raise_revision(session, agent.tenant_id)
     current = await nodes.get(session, agent.tenant_id, agent.node.id, lock=True)
     if current is None or current.revoked_at:

@@ -11,13 +11,14 @@ from fastapi import FastAPI
 
 from agent.errors import Busy
 from agent.protocol.enrolment import Proof
+from agent.protocol.items import Gateway
 from agent.protocol.manifest import MANIFEST_PATH
-from agent.protocol.report import Heartbeat
+from agent.protocol.report import GatewayListener, Heartbeat
 from controlplane.errors import TooManyRequests
-from controlplane.services.admission import Allowance, Gate
+from controlplane.services.admission import Gate, calls, changes
 from controlplane.services.agents import Agent
 from controlplane.services.heartbeats import FORGOTTEN_AFTER, Heartbeats
-from tests.api.enrolled import Node, admitted
+from tests.api.enrolled import Node, admitted, caught_up
 from tests.api.test_delivery import publish, tenant_of
 from tests.backend import client_of, now
 
@@ -53,7 +54,7 @@ async def test_a_gate_lets_in_so_many_at_once_and_the_rest_in_turn() -> None:
 
 
 def test_a_node_may_call_often_for_a_while_and_then_at_its_pace() -> None:
-    allowance, hasty, other, at = Allowance(per_s=2, at_once=10), uuid4(), uuid4(), 1000.0
+    allowance, hasty, other, at = calls(per_s=2, at_once=10), uuid4(), uuid4(), 1000.0
     for _ in range(10):
         allowance.spend(hasty, at)
     with pytest.raises(TooManyRequests) as refusal:
@@ -68,13 +69,32 @@ def test_a_node_may_call_often_for_a_while_and_then_at_its_pace() -> None:
 
 async def test_a_node_that_calls_too_often_is_asked_to_come_later_and_no_other(app: FastAPI, user: httpx.AsyncClient) -> None:
     async with admitted(app, user, "a") as made, admitted(app, user, "b") as other:
-        object.__setattr__(app.state.services, "allowance", Allowance(per_s=0.001, at_once=2))
+        object.__setattr__(app.state.services, "calls", calls(per_s=0.001, at_once=2))
         await made.beat()
         await made.manifest()
         for call in (made.beat, made.manifest, made.report):
             with pytest.raises(Busy, match="too often"):
                 await call()
         await other.beat()
+
+
+async def test_a_node_whose_gateways_change_too_often_is_asked_to_come_later_with_the_latest(app: FastAPI, user: httpx.AsyncClient) -> None:
+    async with admitted(app, user, "a") as made, admitted(app, user, "b") as other:
+        object.__setattr__(app.state.services, "changes", changes(per_s=0.001, at_once=3))
+        agent = await _agent(app, made)
+        before = agent.cache.view.revision
+        for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+            await made.report(gateways=(Gateway(node_id="", host=host, port=1),), gateway_listener=GatewayListener(address=host, port=1))
+        with pytest.raises(Busy, match="changes too often"):
+            await made.report(gateways=(Gateway(node_id="", host="10.0.0.4", port=1),))
+        await made.report(gateways=(Gateway(node_id="", host="10.0.0.3", port=1),), origins=())
+        await other.report(gateways=(Gateway(node_id="", host="10.0.1.1", port=1),))
+        await caught_up(app, tenant_of(made))
+        assert agent.cache.view.revision - before == 4
+        object.__setattr__(app.state.services, "changes", changes())
+        await made.report(gateways=(Gateway(node_id="", host="10.0.0.5", port=1),))
+        await caught_up(app, tenant_of(made))
+        assert [gateway["host"] for gateway in agent.cache.view.fleet.nodes[agent.node.id].gateways] == ["10.0.0.5"]
 
 
 async def test_nodes_that_were_silent_for_long_are_forgotten(app: FastAPI, user: httpx.AsyncClient) -> None:
