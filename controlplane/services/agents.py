@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import text
@@ -58,8 +59,8 @@ class Agents:
     def __init__(self, database: Database, delivery: Delivery) -> None:
         self._database = database
         self._delivery = delivery
-        self._tenants: dict[UUID, UUID] = {}
-        """Tenant of a node; never changes."""
+        self._caches: WeakValueDictionary[UUID, TenantCache] = WeakValueDictionary()
+        """Of the tenant of a node, which never changes; forgotten with the cache, that is when nobody of the tenant has called for long."""
         self._lookups = asyncio.Semaphore(_LOOKUPS)
 
     async def recognise(self, call: Call, now: datetime) -> Agent:
@@ -81,11 +82,12 @@ class Agents:
 
     def knows(self, call: Call) -> bool:
         """Whether the node that a call claims to come from has called before."""
-        return proof_node(call.token) in self._tenants
+        return proof_node(call.token) in self._caches
 
     def _verified(self, cache: TenantCache, node_id: UUID, call: Call, now: datetime) -> Agent:
         node = cache.view.fleet.nodes.get(node_id)
         if node is None:
+            self._caches.pop(node_id, None)
             raise _unknown(node_id)
         keys = pki.load_public_keys(node.public_key_pem)
         for key in keys[:-1]:
@@ -101,13 +103,13 @@ class Agents:
         return Agent(cache, node, proof)
 
     async def _cache(self, node_id: UUID) -> TenantCache:
-        if node_id not in self._tenants:
-            self._tenants[node_id] = await self._tenant(node_id)
+        known = self._caches.get(node_id)
+        tenant_id = known.id if known else await self._tenant(node_id)
         try:
-            return await self._delivery.cache(self._tenants[node_id])
+            cache = self._caches[node_id] = await self._delivery.cache(tenant_id)
         except NotFound:
-            del self._tenants[node_id]
             raise _unknown(node_id) from None
+        return cache
 
     async def _tenant(self, node_id: UUID) -> UUID:
         """By memory, or by the database; when many call at once, the first ones bring what the others need."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import gzip
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -318,6 +319,24 @@ async def test_what_is_committed_while_a_tenant_is_read_is_known_without_another
             return bool(cache.view.revision >= revision)
 
         await until(known, "the change")
+
+
+async def test_nodes_are_forgotten_with_the_tenant_of_which_nobody_has_called_for_long(
+    app: FastAPI, user: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents, delivery = app.state.services.agents, app.state.services.delivery
+    async with admitted(app, user, "a") as made:
+        await made.beat()
+        assert made.credentials
+        assert [str(node_id) for node_id in agents._caches] == [made.credentials.node_id]
+        await delivery.compare()
+        gc.collect()
+        assert len(agents._caches) == 1
+        monkeypatch.setattr(delivery_module, "IDLE_S", -1.0)
+        await delivery.compare()
+        gc.collect()
+        assert len(agents._caches) == 0
+        await made.beat()
 
 
 async def test_an_edge_that_appears_while_edges_are_read_is_known_without_another_notification(
