@@ -46,17 +46,18 @@ async def forget(database: Database, keep: Keep, clock: Callable[[], datetime]) 
 
 
 async def forget_once(database: Database, keep: Keep, now: datetime) -> None:
-    """Nothing, if another replica is at it."""
+    """Nothing, if another replica is at it. Each step is a transaction with the lock, so that one connection will do."""
     async with database.transaction() as session:
         if not await try_take(session, Lock.RETENTION):
             return
         since = {"rollups": now - keep.metrics, "audit": now - keep.audit, "deletions": now - KEEP_TOMBSTONES}
         await session.execute(_RETAIN, since)
-        async with database.definer() as definer:
-            known = await tenants.list_all(definer)
-        for tenant in known:
-            async with database.sessions(tenant.id) as own:
-                await _forget_of_tenant(own, tenant.id, now)
+        known = await tenants.list_all(session)
+    for tenant in known:
+        async with database.sessions(tenant.id) as own:
+            if not await try_take(own, Lock.RETENTION):
+                return
+            await _forget_of_tenant(own, tenant.id, now)
 
 
 async def _forget_of_tenant(session: AsyncSession, tenant_id: UUID, now: datetime) -> None:

@@ -18,7 +18,7 @@ from controlplane.store import edges as store
 from controlplane.store.edges import Homes
 from controlplane.store.locks import Lock, try_take
 from controlplane.store.nodes import Node, NodeStatus
-from controlplane.store.session import Database
+from controlplane.store.session import Database, enter
 
 
 @dataclass
@@ -31,7 +31,10 @@ class Seen:
 
 
 async def assign(database: Database, heartbeats: Heartbeats, seen: Seen, now: datetime) -> None:
-    """Choose where something changed. One replica at a time; nothing, if another one is at it."""
+    """Choose where something changed. One replica at a time; nothing, if another one is at it.
+
+    Each step is a transaction with the lock, so that one connection will do.
+    """
     async with database.transaction() as session:
         if not await try_take(session, Lock.HOMES):
             seen.revisions.clear()
@@ -39,16 +42,22 @@ async def assign(database: Database, heartbeats: Heartbeats, seen: Seen, now: da
         listed = await store.list_all(session)
         if listed is None:
             return
-        candidates = await _candidates(database, Edges.of(listed), heartbeats, now)
-        if candidates != seen.candidates:
-            seen.candidates = candidates
-            seen.revisions.clear()
-        for tenant in await tenants.list_all(session):
-            if seen.revisions.get(tenant.id) != tenant.revision:
-                async with database.sessions(tenant.id) as own:
-                    settled = await _assign(own, tenant.id, candidates, now)
-                if settled:
-                    seen.revisions[tenant.id] = tenant.revision
+        await enter(session, listed.operator_id)
+        candidates = await _candidates(session, listed.operator_id, Edges.of(listed), heartbeats, now)
+        known = await tenants.list_all(session)
+    if candidates != seen.candidates:
+        seen.candidates = candidates
+        seen.revisions.clear()
+    for tenant in known:
+        if seen.revisions.get(tenant.id) == tenant.revision:
+            continue
+        async with database.sessions(tenant.id) as own:
+            if not await try_take(own, Lock.HOMES):
+                seen.revisions.clear()
+                return
+            settled = await _assign(own, tenant.id, candidates, now)
+        if settled:
+            seen.revisions[tenant.id] = tenant.revision
 
 
 async def _assign(session: AsyncSession, tenant_id: UUID, candidates: tuple[Candidate, ...], now: datetime) -> bool:
@@ -90,12 +99,12 @@ async def connected(session: AsyncSession, tenant_id: UUID, site_ids: Collection
     return found
 
 
-async def _candidates(database: Database, edges: Edges, heartbeats: Heartbeats, now: datetime) -> tuple[Candidate, ...]:
-    assert edges.operator_id
-    async with database.sessions(edges.operator_id) as session:
-        live = await nodes.live(session, edges.operator_id, [site.uid for site in edges.sites.values()])
-        statuses = await nodes.statuses(session, edges.operator_id, [node.id for node in live])
-        fleet = await nodes.count_live(session, edges.operator_id)
+async def _candidates(
+    session: AsyncSession, operator_id: UUID, edges: Edges, heartbeats: Heartbeats, now: datetime
+) -> tuple[Candidate, ...]:
+    live = await nodes.live(session, operator_id, [site.uid for site in edges.sites.values()])
+    statuses = await nodes.statuses(session, operator_id, [node.id for node in live])
+    fleet = await nodes.count_live(session, operator_id)
     found = []
     for site in edges.sites.values():
         own = [(node, statuses.get(node.id)) for node in live if node.site_id == site.uid]

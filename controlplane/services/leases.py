@@ -68,8 +68,9 @@ class Leases:
         try:
             judged = _judged(await self._read(), now)
             self._hold(judged)
-            if any(judgement.lost or judgement.found for judgement in judged.values()):
-                await self._change(now)
+            for tenant_id, judgement in judged.items():
+                if judgement.lost or judgement.found:
+                    await self._change(tenant_id, now)
         except (SQLAlchemyError, OSError):
             self.heartbeats.deaf()
             raise
@@ -88,21 +89,17 @@ class Leases:
                 found[each.tenant_id].append(each)
         return found
 
-    async def _change(self, now: datetime) -> None:
+    async def _change(self, tenant_id: UUID, now: datetime) -> None:
         """Look again where nobody else changes anything."""
-        async with self.database.transaction() as session:
+        async with self.database.sessions(tenant_id) as session:
             if not await try_take(session, Lock.LEASES):
                 return
-            found = await self._read()
-            for tenant_id, judgement in _judged(found, now).items():
-                lost = (
-                    judgement.lost if self.heartbeats.could_hear(sum(each.nodes for each in found[tenant_id]), now) else frozenset[UUID]()
-                )
-                if lost or judgement.found:
-                    await self._write(tenant_id, lost, judgement.found, now)
-
-    async def _write(self, tenant_id: UUID, lost: frozenset[UUID], found: frozenset[UUID], now: datetime) -> None:
-        async with self.database.sessions(tenant_id) as session:
+            own = await nodes.leases(session, tenant_id)
+            judgement = judge(own, now)
+            lost = judgement.lost if self.heartbeats.could_hear(sum(each.nodes for each in own), now) else frozenset[UUID]()
+            found = judgement.found
+            if not lost and not found:
+                return
             revision = await raise_revision(session, tenant_id)
             await nodes.mark_lost(session, tenant_id, lost, revision, now)
             await nodes.mark_lost(session, tenant_id, found, revision, None)

@@ -166,9 +166,10 @@ class SiteLease:
     """Whether all of them do."""
 
 
-async def leases(definer: AsyncConnection) -> tuple[SiteLease, ...]:
-    """Of all tenants."""
-    found = await definer.execute(text("SELECT tenant_id, site_id, nodes, heard_at, lost_at, lost FROM site_leases()"))
+async def leases(definer: AsyncConnection | AsyncSession, tenant_id: UUID | None = None) -> tuple[SiteLease, ...]:
+    """Of one tenant, or of all."""
+    query = text("SELECT tenant_id, site_id, nodes, heard_at, lost_at, lost FROM site_leases(CAST(:wanted AS uuid))")
+    found = await definer.execute(query, {"wanted": tenant_id})
     return tuple(SiteLease(*row) for row in found)
 
 

@@ -408,13 +408,13 @@ FUNCTIONS = {
             SELECT n.tenant_id, t.name, n.site_id, n.name, n.public_key_pem, n.revoked_at
             FROM nodes n JOIN tenants t ON t.id = n.tenant_id WHERE n.id = wanted
         $$""",
-    "site_leases()": f"""
-        CREATE FUNCTION site_leases()
+    "site_leases(uuid)": f"""
+        CREATE FUNCTION site_leases(wanted uuid)
         RETURNS TABLE (tenant_id uuid, site_id uuid, nodes bigint, heard_at timestamptz, lost_at timestamptz, lost boolean)
         STABLE {DEFINER} AS $$
             SELECT n.tenant_id, n.site_id, count(*), max(s.last_heartbeat_at), max(n.lost_at), bool_and(n.lost_at IS NOT NULL)
             FROM nodes n LEFT JOIN node_status s ON s.tenant_id = n.tenant_id AND s.node_id = n.id
-            WHERE n.revoked_at IS NULL GROUP BY n.tenant_id, n.site_id
+            WHERE n.revoked_at IS NULL AND (wanted IS NULL OR n.tenant_id = wanted) GROUP BY n.tenant_id, n.site_id
         $$""",
     "tenant_by_name(text)": f"""
         CREATE FUNCTION tenant_by_name(wanted text) RETURNS TABLE (id uuid)
