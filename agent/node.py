@@ -177,7 +177,7 @@ class Node:
         self._advertiser = Advertiser(settings, node.node_id, lambda: self._control.url, self._reports.look, self.cluster)
         self._forwarders = () if settings.forward_address is None else (self._forwarder(settings.forward_address),)
         self._status_file = StatusFile(run_dir, self._status)
-        self._exports = Exports(node, lambda: self._exported, lambda: self.verdict.applied_hash, self._usable, self._probes.reaches)
+        self._exports = Exports(node, lambda: self._exported, self._usable, self._probes.reaches)
         self._peer_server = PeerServer(run_dir / "peers.sock", self._exports.document)
 
     def _without_ipsec(self) -> str:

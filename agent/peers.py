@@ -1,7 +1,6 @@
 """What this node says to its peers without the control plane, through its gateway: which exports are healthy, and whether it reaches them."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +50,6 @@ class Exports:
 
     node: NodeIdentity
     snapshot: Callable[[], AgentSnapshot]
-    manifest_hash: Callable[[], str | None]
     healthy: Callable[[str], int]
     reaches: Callable[[str], bool | None]
     """Whether this node can dial a site."""
@@ -66,8 +64,6 @@ class Exports:
         return PeerDocument(
             site_id=self.node.site_id,
             node_id=self.node.node_id,
-            now=time.time(),
-            manifest_hash=self.manifest_hash(),
             reaches_you=self.reaches(asker.site_id),
             draining=self.draining,
             exports=tuple(ExportState(pool=pool, healthy=self._buckets[pool]) for pool in open_),

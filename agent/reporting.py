@@ -317,7 +317,7 @@ class Metrics:
             self._sequence += 1
             keys = sorted(self._gathered)[:_EDGES_PER_REPORT]
             edges = tuple(self._gathered.pop(key) for key in keys)
-            self._pending = MetricsReport(sequence=self._sequence, interval_s=now - self._since, edges=edges)
+            self._pending = MetricsReport(sequence=self._sequence, edges=edges)
             self._since = now
         return self._pending
 

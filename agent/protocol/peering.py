@@ -29,8 +29,6 @@ class PeerDocument(Message):
 
     site_id: _Id
     node_id: _Id
-    now: float
-    manifest_hash: _Id | None
     reaches_you: bool | None = None
     """Whether the answering node reaches the asking site directly; None: not known. A peer that cannot is dialled from here, and keeps using that."""
     draining: bool = False

@@ -262,7 +262,6 @@ class MetricsReport(Message):
     """Duplicates are harmless: the server accepts each (boot id, sequence) once."""
 
     sequence: Count
-    interval_s: float
     edges: tuple[EdgeMetrics, ...] = Field(max_length=20_000)
 
 

@@ -47,7 +47,6 @@ class CertifiedNode(Node):
     """With what it was given to prove itself to its peers."""
 
     certificate_pem: str
-    certificate_serial: str
     certificate_expires_at: datetime
     leaves: list[Any] = field(default_factory=list)
     """Serial (hex), end (Unix seconds) and issuer (key identifier) of each certificate that it was given and that had not expired when the last

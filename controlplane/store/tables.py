@@ -322,7 +322,6 @@ class NodeRow(OfTenant, Base):
     name: Mapped[str]
     public_key_pem: Mapped[str]
     certificate_pem: Mapped[str]
-    certificate_serial: Mapped[str]
     certificate_expires_at: Mapped[datetime]
     leaves: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
     """Serial (hex), end (Unix seconds) and issuer (key identifier) of each certificate that it was given and that has not expired."""

@@ -206,7 +206,6 @@ CREATE TABLE nodes (
     name text NOT NULL,
     public_key_pem text NOT NULL,
     certificate_pem text NOT NULL,
-    certificate_serial text NOT NULL,
     certificate_expires_at timestamptz NOT NULL,
     leaves jsonb NOT NULL DEFAULT '[]',
     gateways jsonb NOT NULL,

@@ -46,7 +46,7 @@ async def served(run_dir: Path) -> AsyncIterator[dict[str, int]]:
             export("n/secret", "other", edges=("edge",)),
         ]
     )
-    exports = Exports(NODE, lambda: snapshot, lambda: "hash", lambda pool: healthy.get(pool, 0), {"there": False}.get)
+    exports = Exports(NODE, lambda: snapshot, lambda pool: healthy.get(pool, 0), {"there": False}.get)
     server = PeerServer(run_dir / "peers.sock", exports.document)
     await server.start()
     yield healthy
@@ -65,7 +65,7 @@ async def test_a_peer_sees_the_exports_that_it_may_use_and_no_others(served: dic
         answer = await http.get(PEER_DOCUMENT_PATH, headers={"x-isthmus-peer": THERE})
         document = PeerDocument.model_validate_json(answer.content)
         assert document.exports == (ExportState(pool="n/p", healthy=2),)
-    assert (document.site_id, document.node_id, document.manifest_hash) == ("here", "n1", "hash")
+    assert (document.site_id, document.node_id) == ("here", "n1")
     assert (document.reaches_you, document.draining) == (False, False)
 
 

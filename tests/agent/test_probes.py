@@ -20,7 +20,7 @@ WATCH = Watch(Route((DIRECT, REVERSE, "e1")))
 def document(node: str = "n9", site: str = "there", **said: object) -> PeerDocument:
     given = {"healthy": 4, **said}
     exports = (ExportState(pool="n/p", healthy=int(str(given.pop("healthy")))),)
-    return PeerDocument.model_validate({"site_id": site, "node_id": node, "now": 0.0, "manifest_hash": None, "exports": exports, **given})
+    return PeerDocument.model_validate({"site_id": site, "node_id": node, "exports": exports, **given})
 
 
 @dataclass

@@ -259,7 +259,6 @@ async def test_counters_are_added_up_until_they_are_due() -> None:
         await asyncio.sleep(5)
     (sent,) = [report.metrics for report in hearer.reports if report.metrics is not None]
     assert sent.sequence == 1
-    assert 10 <= sent.interval_s < 12
     (edge,) = sent.edges
     assert edge.requests == {"2xx": 12}
     assert edge.latency_ms == {"5": 8, "inf": 12}

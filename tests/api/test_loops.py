@@ -89,4 +89,4 @@ async def _serve(app: FastAPI, made: Node) -> None:
     delivery = app.state.services.delivery
     await delivery.catch_up(await delivery.cache(UUID(tenant_of(made))))
     edge = EdgeMetrics(load_balancer="shop/cart", protocol="http", destination="", requests={"2xx": 1})
-    await made.control.report(Report(boot_id=made.boot_id, metrics=MetricsReport(sequence=1, interval_s=10, edges=(edge,))))
+    await made.control.report(Report(boot_id=made.boot_id, metrics=MetricsReport(sequence=1, edges=(edge,))))

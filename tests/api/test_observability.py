@@ -39,7 +39,7 @@ def edge(destination: str, load_balancer: str = "shop/cart", **counts: Any) -> E
 
 
 async def served(made: Node, *edges: EdgeMetrics, sequence: int = 1) -> None:
-    await made.control.report(Report(boot_id=made.boot_id, metrics=MetricsReport(sequence=sequence, interval_s=10, edges=edges)))
+    await made.control.report(Report(boot_id=made.boot_id, metrics=MetricsReport(sequence=sequence, edges=edges)))
 
 
 def site_id(made: Node) -> str:
