@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from agent.envoy.inputs import AgentSnapshot, ItemId, body
 from agent.envoy.resources import LISTENER, ROUTES, Resources
 from agent.multicluster import ServiceImport
-from agent.protocol.items import ItemKind, Publish, PublishedPort
+from agent.protocol.items import LOAD_BALANCERS, ItemKind, Publish, PublishedPort
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 ISTHMUS = "isthmus"
@@ -100,7 +100,7 @@ def publications(snapshot: AgentSnapshot, accepted: Resources | None, who: Publi
 def _publication(id: ItemId, publish: Publish, listening: Mapping[int, Collection[ItemId]]) -> Publication:
     namespace, _, name = id.key.partition("/")
     served = tuple(
-        port for port in publish.ports if ItemId(_KINDS[port.protocol], port.load_balancer) in listening.get(port.target_port, ())
+        port for port in publish.ports if ItemId(LOAD_BALANCERS[port.protocol], port.load_balancer) in listening.get(port.target_port, ())
     )
     return Publication(id, namespace, name, publish.ports, served, publish.service_import, publish.clusters)
 
@@ -114,9 +114,6 @@ def _listening(accepted: Resources, address: str | None) -> Mapping[int, Collect
             routes = accepted.by_type[ROUTES].get(name)
             found[int(port)] = listener.sources | (routes.sources if routes else frozenset())
     return found
-
-
-_KINDS = {"http": ItemKind.HTTP_LOADBALANCER, "tcp": ItemKind.TCP_LOADBALANCER}
 
 
 def obstacle(address: str | None) -> str:

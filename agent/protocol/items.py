@@ -41,6 +41,13 @@ class ItemKind(StrEnum):
     SERVICE_EXPORT = "service_export"
 
 
+LOAD_BALANCERS: Mapping[str, ItemKind] = {
+    "http": ItemKind.HTTP_LOADBALANCER,
+    "https": ItemKind.HTTP_LOADBALANCER,
+    "tcp": ItemKind.TCP_LOADBALANCER,
+}
+"""By protocol of a listener, of what is published, and of metrics."""
+
 AnyKind = Annotated[ItemKind | Annotated[str, Field(max_length=64)], Field(union_mode="left_to_right")]
 """A kind that this version does not know is a plain string."""
 

@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from agent.protocol.items import ItemKind, Relay
+from agent.protocol.items import LOAD_BALANCERS, ItemKind, Relay
 from agent.protocol.report import EdgeMetrics, MetricsReport
 from controlplane.compile.edge import tenant_of
 from controlplane.compile.snapshot import CompiledItem, Snapshot
@@ -29,7 +29,6 @@ DROPPED = Counter("isthmus_metrics_dropped_total", "Records of nodes about load 
 _COUNTED = {"http": re.compile("[1-5]xx"), "tcp": re.compile("ok|failed")}
 _BOUND = re.compile(r"inf|[0-9]{1,9}(\.[0-9]{1,6})?(e\+?[0-9]{1,2})?")
 _RESOURCES = {"http": "http_loadbalancer", "tcp": "tcp_loadbalancer"}
-_ITEMS = {"http": ItemKind.HTTP_LOADBALANCER, "tcp": ItemKind.TCP_LOADBALANCER}
 
 
 async def on_edge(delivery: Delivery, agent: Agent) -> Snapshot | None:
@@ -81,7 +80,7 @@ def _is_own(edge: EdgeMetrics, view: View) -> bool:
 
 def _is_advertised(edge: EdgeMetrics, snapshot: Snapshot) -> bool:
     """Of a load balancer that is on this regional edge, and of a site of the same tenant."""
-    if (_ITEMS[edge.protocol], edge.load_balancer) not in snapshot.items:
+    if (LOAD_BALANCERS[edge.protocol], edge.load_balancer) not in snapshot.items:
         return False
     relay = snapshot.items.get((ItemKind.RELAY, tenant_of(edge.load_balancer)))
     return not edge.destination or (relay is not None and edge.destination in _sites(relay))

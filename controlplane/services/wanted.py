@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.protocol.items import ItemKind, Listener, Publish
+from agent.protocol.items import LOAD_BALANCERS, ItemKind, Listener, Publish
 from controlplane.compile.concern import concerned_sites
 from controlplane.compile.imports import Import
 from controlplane.compile.intent import Intent
@@ -62,13 +62,11 @@ class Wanted:
     def _is_carried_by(self, item: CompiledItem) -> bool:
         """A load balancer by the listeners that it shares, and the Services that lead to it, too."""
         if item.kind is ItemKind.PUBLISH:
-            kinds = {"tcp": ItemKind.TCP_LOADBALANCER, "http": ItemKind.HTTP_LOADBALANCER}
-            return any((kinds[port.protocol], port.load_balancer) in self.carriers for port in Publish.read(item.body).ports)
+            return any((LOAD_BALANCERS[port.protocol], port.load_balancer) in self.carriers for port in Publish.read(item.body).ports)
         if item.kind is not ItemKind.LISTENER:
             return (item.kind, item.key) in self.carriers
         listener = Listener.read(item.body)
-        kind = ItemKind.TCP_LOADBALANCER if listener.protocol == "tcp" else ItemKind.HTTP_LOADBALANCER
-        return any((kind, load_balancer) in self.carriers for load_balancer in listener.load_balancers)
+        return any((LOAD_BALANCERS[listener.protocol], load_balancer) in self.carriers for load_balancer in listener.load_balancers)
 
 
 def carriers(stored: Stored[Any], intent: Intent) -> frozenset[Carrier]:

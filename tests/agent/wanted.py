@@ -8,7 +8,7 @@ from agent.envoy.inputs import AgentSnapshot, ItemId, body
 from agent.envoy.resources import LISTENER, Output, Resource, Resources
 from agent.errors import Unreachable
 from agent.protocol.base import Body, content_hash
-from agent.protocol.items import Gateway, ItemKind, Origin, OriginPool, Peer, Publish, Site
+from agent.protocol.items import LOAD_BALANCERS, Gateway, ItemKind, Origin, OriginPool, Peer, Publish, Site
 from agent.protocol.manifest import Entry, ItemBody, Manifest, ManifestAnswer
 
 SITE = Site(tenant_id="t", tenant="default", site_id="here", name="a", trust_domain="td", peer_anchor_pem="pem")
@@ -27,11 +27,10 @@ def listening(snapshot: AgentSnapshot | None, address: str | None) -> Resources:
     """What an Envoy has that serves at this address what the snapshot publishes."""
     items = snapshot.by_kind[ItemKind.PUBLISH] if snapshot else ()
     ports = [port for item in items for port in body(item, Publish).ports]
-    kinds = {"http": ItemKind.HTTP_LOADBALANCER, "tcp": ItemKind.TCP_LOADBALANCER}
     output = Output()
     for port in ports:
         name = Bind(address or "", port.target_port, port.protocol).name
-        output.put(Resource(LISTENER, name, "", b"", (ItemId(kinds[port.protocol], port.load_balancer),)))
+        output.put(Resource(LISTENER, name, "", b"", (ItemId(LOAD_BALANCERS[port.protocol], port.load_balancer),)))
     return output.resources()
 
 
