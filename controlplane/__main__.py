@@ -28,7 +28,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from controlplane.app import Work, create_app, open_services, running
-from controlplane.loops import certificate
+from controlplane.loops import certificate, memory
 from controlplane.loops.retention import Keep
 from controlplane.pki import KeyRing, Unsealable, create_key, issue_server, private_key_pem, to_pem
 from controlplane.services import rekeying
@@ -116,6 +116,7 @@ def serve(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     gc.set_threshold(COLLECTED_AFTER)
     gc.freeze()
+    memory.map_large()
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     with _database_urls(settings) as (app_url, owner_url):
         if owner_url:
