@@ -38,6 +38,8 @@ from agent.protocol.peering import PEER_AUTHORITY, PEER_DOCUMENT_PATH, PEER_HEAL
 RBAC_FILTER = "envoy.filters.http.rbac"
 _RETRIES_HERE = 2
 _BROKEN_FLAGS = ("UC", "UR", "LR", "UPE")
+_EVENLY: Fields = {"exact_balance": {}}
+"""Connections to workers: those from a peer are few and stay, and the kernel may give several of them to one worker while another has none."""
 _MOST_HEADERS, _MOST_HEADERS_KIB = 1_000, 1_024
 """Of a request inside: as many and as large as any that was let in where it entered, with all that load balancer, policies and nodes have added since."""
 _UNREACHED_FLAGS = ("UF", "UH", "UO", "NC", "NR")
@@ -58,6 +60,7 @@ def listener(addresses: Addresses, scope: Scope) -> Resource:
     message = Listener(
         name=names.GATEWAY,
         address=socket_address(addresses.gateway_host, addresses.gateway_port),
+        connection_balance_config=_EVENLY,
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         listener_filters=[tls.inspector()],
         filter_chains=[*tunnels, *_peers_chains(scope)],
@@ -71,6 +74,7 @@ def overlay_listener(scope: Scope) -> Resource:
     message = Listener(
         name=names.OVERLAY,
         address=socket_address(scope.overlay, OVERLAY_GATEWAY_PORT),
+        connection_balance_config=_EVENLY,
         freebind=flag(value=True),
         per_connection_buffer_limit_bytes=number(TUNNEL_BUFFER),
         listener_filters=[tls.inspector()],
