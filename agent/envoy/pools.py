@@ -18,19 +18,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def latest(make: Callable[Concatenate[Item, P], R]) -> Callable[Concatenate[Item, P], R]:
-    """A memo of what was made last for each item: where endpoints are in it, which are many and other ones all the time."""
-    held: Callable[[Item], list[tuple[object, R]]] = lru_cache(CACHE)(lambda _: [])
-
-    def remembering(item: Item, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        last, given = held(item), (args, kwargs)
-        if not last or last[0][0] != given:
-            last[:] = [(given, make(item, *args, **kwargs))]
-        return last[0][1]
-
-    return remembering
-
-
 def last(make: Callable[P, R]) -> Callable[P, R]:
     """A memo of what was made last: for what a node has one of, from values that are compared faster than it is made, and never changed in place."""
     held: list[tuple[object, R]] = []
@@ -40,6 +27,16 @@ def last(make: Callable[P, R]) -> Callable[P, R]:
         if not held or held[0][0] != given:
             held[:] = [(given, make(*args, **kwargs))]
         return held[0][1]
+
+    return remembering
+
+
+def latest(make: Callable[Concatenate[Item, P], R]) -> Callable[Concatenate[Item, P], R]:
+    """The same for each item: where endpoints are in it, which are many and other ones all the time."""
+    of: Callable[[Item], Callable[Concatenate[Item, P], R]] = lru_cache(CACHE)(lambda _: last(make))
+
+    def remembering(item: Item, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return of(item)(item, *args, **kwargs)
 
     return remembering
 

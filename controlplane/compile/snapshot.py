@@ -68,6 +68,11 @@ class Snapshot:
         """Hashes: what the manifest says."""
         return {id: item.hash for id, item in self.items.items()}
 
+    def worked_out(self) -> "Snapshot":
+        """The same, once manifest, hash and digest are there: for who would rather have them made now than when they are asked for."""
+        _ = self.manifest.hash, self.digest
+        return self
+
 
 def snapshot_of(site_id: str, items: Iterable[CompiledItem]) -> Snapshot:
     """Of items in any order, each once or more often."""

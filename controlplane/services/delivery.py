@@ -361,8 +361,7 @@ def _compile(site_id: str, view: View, shares: Iterable[Share]) -> Snapshot:
         snapshot = compile_edge(site, view.intent.tenant, shares)
     else:
         snapshot = compile_site(site_id, view.intent, view.observations)
-    snapshot.manifest.hash, snapshot.digest  # noqa: B018  # computed here rather than on the event loop
-    return snapshot
+    return snapshot.worked_out()
 
 
 def _answer_with(woken: asyncio.Future[bool] | None, *, look: bool) -> None:
